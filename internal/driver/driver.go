@@ -1,0 +1,136 @@
+// Package driver is the contract between a node and an isolation technology.
+// Implementations live in child packages and must pass package drivertest.
+//
+// The life of a machine: Start boots it from layers, or restores it from a
+// checkpoint. The owner may Freeze it (its vCPUs stop in place, it costs no
+// CPU), take a Checkpoint of it while frozen, and Thaw it. Close kills it and
+// frees everything it held on the host. A machine outlives the process that
+// started it: after a restart the owner calls Attach with the handle it kept.
+package driver
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// A Driver starts machines with one isolation technology on this host.
+// Methods are safe for concurrent use.
+type Driver interface {
+	Name() string
+
+	// Probe reports whether this host can run the driver, and what it can do.
+	// The error is a FailedPrecondition that says what is missing and the remedy.
+	Probe(ctx context.Context) (Capabilities, error)
+
+	// Start boots a machine, or restores one when spec.From is set. A machine
+	// is running when Start returns, though its daemon may not answer yet.
+	// When it fails nothing is left behind. A checkpoint whose Key differs from
+	// the driver's own is refused with FailedPrecondition before anything runs.
+	Start(ctx context.Context, spec Spec) (Machine, error)
+
+	// Attach finds a machine started by an earlier process from its handle,
+	// frozen or running as it was left. Process id, start time and executable
+	// must all match. It returns a NotFound error when the machine is gone; the
+	// caller then calls Sweep.
+	Attach(ctx context.Context, h Handle) (Machine, error)
+
+	// Sweep removes whatever a dead machine left on the host: processes,
+	// cgroups, mounts, h.Dir. Idempotent. Of the handle only Driver, ID and Dir
+	// need be set, so that a start cut short by a crash can be swept too.
+	Sweep(ctx context.Context, h Handle) error
+}
+
+// Capabilities is what a driver can do on this host.
+type Capabilities struct {
+	Isolation      string // what stands between guest and host: "kernel" (gVisor), "vm", "none"
+	MemorySnapshot bool   // Checkpoint keeps memory and processes
+	Key            string // what a checkpoint of this driver on this host needs: version, CPU, kernel
+}
+
+// A Machine is one running guest. Dial, Usage, Done and Exit may be called from
+// any goroutine; the rest are called by one owner at a time.
+type Machine interface {
+	Handle() Handle
+
+	// Dial connects to a TCP port inside the guest. A port on which nothing
+	// listens fails with an error that wraps ECONNREFUSED.
+	Dial(ctx context.Context, port uint16) (net.Conn, error)
+
+	// Freeze stops the guest's vCPUs in place and Thaw lets them go on. Both
+	// are idempotent.
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+
+	// Checkpoint writes a frozen machine's memory and writes into dir, which
+	// exists and is empty. The machine stays frozen and can be thawed. Files
+	// are synced to disk; after an error dir's content is the caller's to remove.
+	Checkpoint(ctx context.Context, dir string) (*Checkpoint, error)
+
+	Usage(ctx context.Context) (Usage, error)
+
+	// Done is closed when the guest has ended, within a second of its death;
+	// Exit then says how.
+	Done() <-chan struct{}
+	Exit() Exit
+
+	// Close kills the guest and frees every host resource, spec.Dir included.
+	// Idempotent; safe after the guest has died.
+	Close(ctx context.Context) error
+}
+
+// Spec is everything Start needs. It is plain data so that it can be logged,
+// compared in tests and sent to a helper process. It holds no secrets.
+type Spec struct {
+	ID        string   // one per start; never reused, unlike a sandbox ID; [a-z0-9-]{1,40}
+	Dir       string   // the only place on the host the driver may write; absolute, exists, empty
+	Layers    []string // EROFS images, lowest first; absolute paths
+	Resources hearth.Resources
+	Net       Attachment
+	Hostname  string
+	From      *Checkpoint // nil boots
+}
+
+// Attachment is the network slot prepared by package netns.
+type Attachment struct {
+	NetNS   string // path that can be opened and entered; empty: no network
+	Guest   netip.Prefix
+	Gateway netip.Addr
+	Device  string // interface inside the namespace
+}
+
+// Handle names a machine across restarts of this process.
+type Handle struct {
+	Driver string `json:"driver"`
+	ID     string `json:"id"`
+	Dir    string `json:"dir"`
+	State  []byte `json:"state,omitempty"` // opaque to everyone but the driver
+}
+
+// Checkpoint is a machine's frozen state on local disk.
+type Checkpoint struct {
+	Driver string   `json:"driver"`
+	Key    string   `json:"key"`   // Capabilities.Key of the driver that wrote it
+	Dir    string   `json:"-"`     // where the files are now; absolute
+	Files  []string `json:"files"` // plain names in Dir
+}
+
+// Usage is what a machine has used so far, by the host's accounting.
+type Usage struct {
+	CPU       time.Duration // since the machine started
+	Memory    int64         // bytes now
+	MemoryMax int64         // bytes allowed
+	RxBytes   int64
+	TxBytes   int64
+}
+
+// Exit says how a machine ended.
+type Exit struct {
+	Code   int
+	OOM    bool // the host killed it at its memory limit
+	Reason string
+	At     time.Time
+}

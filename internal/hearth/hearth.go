@@ -1,0 +1,178 @@
+// Package hearth is the platform's vocabulary: the nouns, the states and the one
+// error type that every other package shares. It holds no behaviour beyond the
+// state table and identifiers, and imports only the standard library.
+package hearth
+
+import "time"
+
+// State says where a sandbox is in its life. Stopped is terminal.
+type State string
+
+// The states of a sandbox.
+const (
+	Creating State = "creating"
+	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
+	Stopping State = "stopping"
+	Stopped  State = "stopped"
+)
+
+// CanBecome reports whether the state machine has an edge from s to t.
+// The switch is the whole state machine.
+func (s State) CanBecome(t State) bool {
+	switch s {
+	case Creating:
+		return t == Running || t == Stopping || t == Stopped
+	case Running:
+		return t == Pausing || t == Stopping || t == Stopped
+	case Pausing: // back to Running when the checkpoint fails and the machine thaws
+		return t == Paused || t == Running || t == Stopping || t == Stopped
+	case Paused:
+		return t == Resuming || t == Stopping
+	case Resuming: // back to Paused when the restore fails
+		return t == Running || t == Paused || t == Stopping || t == Stopped
+	case Stopping:
+		return t == Stopped
+	}
+	return false
+}
+
+// Resources is the size of a machine.
+type Resources struct {
+	VCPUs     int `json:"vcpus"`
+	MemoryMiB int `json:"memory_mib"`
+	DiskMiB   int `json:"disk_mib"` // writable space beyond the template's own files
+}
+
+// TimeoutAction is what happens when a sandbox reaches EndsAt.
+type TimeoutAction string
+
+// The timeout actions.
+const (
+	KillOnTimeout  TimeoutAction = "kill"
+	PauseOnTimeout TimeoutAction = "pause"
+)
+
+// Network is a sandbox's traffic policy, as its owner asked for it.
+type Network struct {
+	AllowInternet   *bool    `json:"allow_internet,omitempty"`    // nil: not set, which allows
+	AllowOut        []string `json:"allow_out,omitempty"`         // CIDRs and domain patterns
+	DenyOut         []string `json:"deny_out,omitempty"`          // CIDRs
+	PrivateIngress  bool     `json:"private_ingress,omitempty"`   // the edge asks for the sandbox's traffic token
+	MaskRequestHost string   `json:"mask_request_host,omitempty"` // Host header seen by the guest; empty keeps the client's
+}
+
+// Sandbox is one isolated machine, running or paused.
+type Sandbox struct {
+	ID         SandboxID
+	Team       TeamID
+	Template   TemplateID
+	Alias      string // the name under which the template was asked for
+	Build      BuildID
+	Node       NodeID     // empty unless a machine exists
+	Snapshot   SnapshotID // set while Paused
+	State      State
+	StopReason string // set when Stopped
+	Resources  Resources
+	Network    Network
+	Env        map[string]string
+	Metadata   map[string]string
+	Open       bool // created without "secure": the guest daemon asks for no token
+	OnTimeout  TimeoutAction
+	AutoResume bool
+	Timeout    time.Duration // as asked for at create
+	CreatedAt  time.Time
+	StartedAt  time.Time
+	EndsAt     time.Time
+	Generation int64 // grows by one with every write; compare-and-swap key
+}
+
+// Template is a name that points at its newest ready Build.
+type Template struct {
+	ID        TemplateID
+	Team      TeamID
+	Aliases   []string
+	Public    bool
+	Build     BuildID // newest ready build; empty before the first
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// BuildStatus says how far a build is. The values are E2B's.
+type BuildStatus string
+
+// The build statuses.
+const (
+	BuildWaiting  BuildStatus = "waiting"
+	BuildBuilding BuildStatus = "building"
+	BuildReady    BuildStatus = "ready"
+	BuildError    BuildStatus = "error"
+)
+
+// Build is one immutable result of building a template.
+type Build struct {
+	ID         BuildID
+	Template   TemplateID
+	Status     BuildStatus
+	Reason     string // why Status is error, safe to show
+	Source     string // key of what it was built from; an equal key need not be built again
+	Resources  Resources
+	Layers     []string          // blob keys of EROFS layers, lowest first
+	Warm       SnapshotID        // checkpoint taken after the start command was ready; empty if none
+	Env        map[string]string // environment of every process in a sandbox of this build
+	User       string            // default user; empty means "user"
+	Workdir    string            // default working directory; empty means the user's home
+	CreatedAt  time.Time
+	FinishedAt time.Time
+}
+
+// Snapshot is a frozen sandbox.
+type Snapshot struct {
+	ID      SnapshotID
+	Build   BuildID // its layers lie below the snapshot's own writes
+	Parent  SnapshotID
+	Driver  string // name of the driver that wrote it
+	Key     string // driver version, CPU and kernel it needs; compared for equality before a restore
+	Memory  bool   // false: disk only, resume boots
+	Files   []File
+	Created time.Time
+}
+
+// File is one file of a snapshot, kept as a blob.
+type File struct {
+	Name   string // as the driver knows it; a plain name, no slashes
+	Blob   string // key in the blob store
+	Bytes  int64
+	SHA256 string // lower-case hex
+}
+
+// NodeStatus is what a node reports of itself.
+type NodeStatus struct {
+	ID        NodeID
+	Drivers   []string
+	Total     Resources
+	Allocated Resources
+	Starting  int
+	Draining  bool
+	Cached    map[string]bool // builds and snapshots whose blobs are on local disk
+	SeenAt    time.Time
+}
+
+// Team owns sandboxes and templates.
+type Team struct {
+	ID   TeamID
+	Name string
+	Slug string // namespace of its template names, [a-z0-9-_]+
+}
+
+// APIKey is one credential of a team. The key itself is not kept.
+type APIKey struct {
+	ID        string
+	Team      TeamID
+	Name      string
+	Hash      string // lower-case hex SHA-256 of the key
+	Mask      string // first and last characters, for people
+	CreatedAt time.Time
+}

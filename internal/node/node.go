@@ -1,0 +1,93 @@
+// Package node is the contract between the control plane and one host.
+// node/agent implements it in process; every implementation passes nodetest.
+package node
+
+import (
+	"context"
+	"iter"
+	"net"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// Service is one host's sandboxes. Start, Pause, Stop and Update are
+// idempotent by sandbox ID and generation, so that a caller may retry after an
+// Unavailable error. One sandbox never has two machines.
+type Service interface {
+	// Start returns when the sandbox's guest daemon has answered Init.
+	Start(ctx context.Context, req StartRequest) (*Instance, error)
+
+	// Pause freezes, checkpoints and closes the machine. When the checkpoint
+	// fails the machine runs on and the error says why.
+	Pause(ctx context.Context, id hearth.SandboxID, req PauseRequest) (*hearth.Snapshot, error)
+
+	// Stop kills the machine. Stopping what is not there is not an error.
+	Stop(ctx context.Context, id hearth.SandboxID, reason string) error
+
+	// Update changes the traffic policy; it is in force when Update returns.
+	Update(ctx context.Context, id hearth.SandboxID, network hearth.Network) error
+
+	// Dial connects to a TCP port inside a sandbox on this host, be it bound to
+	// all addresses of the guest or to its loopback alone.
+	Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error)
+
+	Usage(ctx context.Context, id hearth.SandboxID) (Usage, error)
+	Status(ctx context.Context) (*hearth.NodeStatus, error)
+	List(ctx context.Context) ([]*Instance, error)
+
+	// Keep declares the warm snapshots for which the node holds restored,
+	// paused machines. It replaces what was declared before and returns at once.
+	Keep(ctx context.Context, pools []Pool) error
+
+	// Events yields what happened on the host from now on, until ctx ends.
+	Events(ctx context.Context) iter.Seq2[Event, error]
+}
+
+// StartRequest is everything a node needs to run a sandbox.
+type StartRequest struct {
+	Sandbox hearth.Sandbox
+	Build   hearth.Build     // its layers, environment, default user
+	Restore *hearth.Snapshot // nil boots from the build's layers
+	Token   string           // guest access token; empty leaves the daemon open
+}
+
+// PauseRequest says what a pause leaves behind.
+type PauseRequest struct {
+	Into   hearth.SnapshotID
+	Forget bool // drop identity and secrets first: the snapshot starts many sandboxes
+}
+
+// Pool is a build of which restored, paused machines are kept.
+type Pool struct {
+	Build    hearth.Build
+	Snapshot hearth.Snapshot
+	Size     int
+}
+
+// Instance is a sandbox's machine on a host.
+type Instance struct {
+	ID         hearth.SandboxID
+	Generation int64
+	StartedAt  time.Time
+	State      hearth.State
+}
+
+// Usage is what a sandbox uses by the host's accounting. Bytes.
+type Usage struct {
+	At        time.Time
+	VCPUs     int
+	CPUPct    float64 // of one vCPU, over the time since the sample before
+	Memory    int64
+	MemoryMax int64
+	Disk      int64
+	DiskMax   int64
+}
+
+// Event is one change of a sandbox's state that the control plane did not ask for.
+type Event struct {
+	At     time.Time
+	ID     hearth.SandboxID
+	State  hearth.State
+	Reason string
+}

@@ -1,0 +1,110 @@
+// Package store is the contract for the platform's metadata.
+// Implementations must pass package storetest.
+//
+// Errors: NotFound for a missing row, AlreadyExists for a taken ID or name,
+// Aborted for a lost compare-and-swap, Unavailable when the database is away.
+package store
+
+import (
+	"context"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// Page asks for one page of a keyset listing. Cursor is opaque; a cursor that
+// the store did not make is an InvalidArgument.
+type Page struct {
+	Limit  int
+	Cursor string
+}
+
+// Store is the union that the composition root hands out; services declare the
+// subset they use.
+type Store interface {
+	Sandboxes
+	Templates
+	Snapshots
+	Teams
+	Ping(ctx context.Context) error
+	Close() error
+}
+
+// Sandboxes keeps sandboxes, stopped ones until they are purged.
+type Sandboxes interface {
+	CreateSandbox(ctx context.Context, s *hearth.Sandbox) error
+	Sandbox(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error)
+
+	// UpdateSandbox loads, calls change, and writes with Generation+1 if
+	// Generation still matches, retrying a few times; it fails with Aborted
+	// when it keeps losing. An error of change is returned as it is and nothing
+	// is written.
+	UpdateSandbox(ctx context.Context, id hearth.SandboxID, change func(*hearth.Sandbox) error) (*hearth.Sandbox, error)
+
+	// ListSandboxes is ordered by StartedAt, then ID.
+	ListSandboxes(ctx context.Context, f SandboxFilter, p Page) (list []*hearth.Sandbox, next string, err error)
+	CountSandboxes(ctx context.Context, f SandboxFilter) (int, error)
+
+	// DueSandboxes returns running sandboxes whose EndsAt is not after now.
+	DueSandboxes(ctx context.Context, now time.Time, limit int) ([]hearth.SandboxID, error)
+
+	// PurgeSandboxes forgets sandboxes that stopped before the given time.
+	PurgeSandboxes(ctx context.Context, before time.Time) error
+}
+
+// SandboxFilter selects sandboxes; zero fields select everything.
+type SandboxFilter struct {
+	Team         hearth.TeamID
+	Node         hearth.NodeID
+	Template     hearth.TemplateID
+	States       []hearth.State
+	Metadata     map[string]string // all pairs must be equal
+	StartedAfter time.Time         // inclusive
+	OldestFirst  bool
+}
+
+// Templates keeps templates and their builds.
+type Templates interface {
+	// CreateTemplate fails with AlreadyExists when an alias is taken in the team.
+	CreateTemplate(ctx context.Context, t *hearth.Template) error
+
+	// ResolveTemplate finds a template by ID or alias in the team, then among
+	// public ones, with its newest ready build. FailedPrecondition when it has none.
+	ResolveTemplate(ctx context.Context, team hearth.TeamID, nameOrID string) (*hearth.Template, *hearth.Build, error)
+
+	// TemplateByAlias finds a team's own template, with or without a build.
+	TemplateByAlias(ctx context.Context, team hearth.TeamID, alias string) (*hearth.Template, error)
+	Template(ctx context.Context, id hearth.TemplateID) (*hearth.Template, error)
+	ListTemplates(ctx context.Context, team hearth.TeamID, p Page) (list []*hearth.Template, next string, err error)
+
+	// DeleteTemplate removes a template and its builds.
+	DeleteTemplate(ctx context.Context, id hearth.TemplateID) error
+
+	CreateBuild(ctx context.Context, b *hearth.Build) error
+	Build(ctx context.Context, id hearth.BuildID) (*hearth.Build, error)
+	ListBuilds(ctx context.Context, template hearth.TemplateID) ([]*hearth.Build, error) // newest first
+
+	// UpdateBuild writes a build that is not finished.
+	UpdateBuild(ctx context.Context, b *hearth.Build) error
+
+	// FinishBuild writes the build and, when it is ready, moves its template to
+	// it in the same transaction.
+	FinishBuild(ctx context.Context, b *hearth.Build) error
+}
+
+// Snapshots keeps what was checkpointed.
+type Snapshots interface {
+	CreateSnapshot(ctx context.Context, s *hearth.Snapshot) error
+	Snapshot(ctx context.Context, id hearth.SnapshotID) (*hearth.Snapshot, error)
+	ListSnapshots(ctx context.Context) ([]*hearth.Snapshot, error)
+	DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error
+}
+
+// Teams keeps teams and the hashes of their API keys.
+type Teams interface {
+	CreateTeam(ctx context.Context, t *hearth.Team) error
+	Team(ctx context.Context, id hearth.TeamID) (*hearth.Team, error)
+	ListTeams(ctx context.Context) ([]*hearth.Team, error)
+	CreateAPIKey(ctx context.Context, k *hearth.APIKey) error
+	TeamByKeyHash(ctx context.Context, hash string) (*hearth.Team, error)
+}
