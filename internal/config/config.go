@@ -1,0 +1,206 @@
+// Package config holds the one configuration struct: its defaults, how it is
+// loaded (flags over environment over file) and what makes it valid.
+package config
+
+import (
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// Config is everything that can be configured. A key's name in the file is its
+// yaml tag; in the environment it is HEARTH_ and the path in upper case, joined
+// by underscores: HEARTH_NETWORK_PREFIX. Lists are comma-separated there.
+type Config struct {
+	Data   string `yaml:"data"`   // directory of everything Hearth keeps
+	Listen string `yaml:"listen"` // address of the API and of sandbox traffic
+	Domain string `yaml:"domain"` // base domain of sandbox host names; empty: routing by header only
+
+	Log       Log        `yaml:"log"`
+	Metrics   string     `yaml:"metrics"` // address of the Prometheus endpoint; empty: none
+	Sandbox   Sandbox    `yaml:"sandbox"`
+	Node      Node       `yaml:"node"`
+	Network   Network    `yaml:"network"`
+	Cache     string     `yaml:"cache"` // directory of unpacked template sources, shareable between data directories; empty: DATA/cache
+	Builtin   []string   `yaml:"builtin"`
+	Templates []Template `yaml:"templates" env:"-"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // text, json
+}
+
+// Sandbox bounds what users may ask for.
+type Sandbox struct {
+	Max        int           `yaml:"max"`         // sandboxes running at once, per team
+	MaxTimeout time.Duration `yaml:"max_timeout"` // longest life from a start or resume
+}
+
+// Node is how this host runs machines.
+type Node struct {
+	Driver     string `yaml:"driver"`      // isolation technology: gvisor
+	MemoryMiB  int    `yaml:"memory_mib"`  // for all machines; 0: seven eighths of the host's
+	Pool       int    `yaml:"pool"`        // restored, paused machines kept per template
+	PoolMiB    int    `yaml:"pool_mib"`    // memory that pooled machines may use in all
+	Starts     int    `yaml:"starts"`      // machines started at once; 0: one per core
+	Queue      int    `yaml:"queue"`       // starts that may wait for their turn
+	SubUIDBase int    `yaml:"subuid_base"` // first host uid of the ranges given to machines
+	Cgroup     string `yaml:"cgroup"`      // parent cgroup of all machines
+}
+
+// Network is the machines' network on this host.
+type Network struct {
+	Prefix string   `yaml:"prefix"` // private range the slots are cut from
+	DNS    []string `yaml:"dns"`    // name servers of the sandboxes; empty: the host's public ones, else well-known public ones
+	Exempt []string `yaml:"exempt"` // private ranges that sandboxes may reach all the same
+	Slots  int      `yaml:"slots"`  // namespaces kept ready
+}
+
+// Template is one more template to make at start, from exactly one source.
+type Template struct {
+	Name    string            `yaml:"name"`
+	Debian  []string          `yaml:"debian,omitempty"` // packages on top of the smallest Debian system
+	Tar     string            `yaml:"tar,omitempty"`    // root file system as a tarball
+	OCI     string            `yaml:"oci,omitempty"`    // OCI image layout directory
+	Start   string            `yaml:"start,omitempty"`  // command that runs before the warm checkpoint
+	Ready   string            `yaml:"ready,omitempty"`  // command that succeeds once Start is ready
+	VCPUs   int               `yaml:"vcpus,omitempty"`
+	Memory  int               `yaml:"memory_mib,omitempty"`
+	Disk    int               `yaml:"disk_mib,omitempty"`
+	Env     map[string]string `yaml:"env,omitempty"`
+	User    string            `yaml:"user,omitempty"`
+	Workdir string            `yaml:"workdir,omitempty"`
+}
+
+// Default returns the configuration that holds where nothing else is said.
+func Default() Config {
+	return Config{
+		Data:    "/var/lib/hearth",
+		Listen:  "127.0.0.1:3000",
+		Log:     Log{Level: "info", Format: "text"},
+		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
+		Node: Node{
+			Driver: "gvisor", Pool: 4, PoolMiB: 2048, Queue: 1000,
+			SubUIDBase: 1_000_000, Cgroup: "/hearth",
+		},
+		Network: Network{Prefix: "10.213.0.0/16", Slots: 8},
+		Builtin: []string{"base", "code-interpreter-v1"},
+	}
+}
+
+// nameRE is E2B's form of a template name.
+var nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,128}$`)
+
+// Validate returns an InvalidArgument that names the first bad key and its limit.
+func (c *Config) Validate() error {
+	if !filepath.IsAbs(c.Data) {
+		return invalid("data", "%q must be an absolute path", c.Data)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return invalid("listen", "%q must be host:port", c.Listen)
+	}
+	if c.Metrics != "" {
+		if _, _, err := net.SplitHostPort(c.Metrics); err != nil {
+			return invalid("metrics", "%q must be host:port", c.Metrics)
+		}
+	}
+	if c.Cache != "" && !filepath.IsAbs(c.Cache) {
+		return invalid("cache", "%q must be an absolute path", c.Cache)
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		return invalid("log.level", "%q must be debug, info, warn or error", c.Log.Level)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return invalid("log.format", "%q must be text or json", c.Log.Format)
+	}
+	if err := c.validateNode(); err != nil {
+		return err
+	}
+	if err := c.validateNetwork(); err != nil {
+		return err
+	}
+	return c.validateTemplates()
+}
+
+func (c *Config) validateNode() error {
+	if c.Node.Driver != "gvisor" {
+		return invalid("node.driver", "%q is not a driver of this build; there is: gvisor", c.Node.Driver)
+	}
+	if c.Sandbox.MaxTimeout < time.Minute {
+		return invalid("sandbox.max_timeout", "%s must be at least 1m", c.Sandbox.MaxTimeout)
+	}
+	for _, r := range []struct {
+		key       string
+		v, lo, hi int
+	}{
+		{"sandbox.max", c.Sandbox.Max, 1, 1_000_000},
+		{"node.memory_mib", c.Node.MemoryMiB, 0, 1 << 30},
+		{"node.pool", c.Node.Pool, 0, 1000},
+		{"node.pool_mib", c.Node.PoolMiB, 0, 1 << 30},
+		{"node.starts", c.Node.Starts, 0, 1024},
+		{"node.queue", c.Node.Queue, 1, 1_000_000},
+		{"node.subuid_base", c.Node.SubUIDBase, 65536, 1 << 31},
+		{"network.slots", c.Network.Slots, 0, 1000},
+	} {
+		if r.v < r.lo || r.v > r.hi {
+			return invalid(r.key, "%d must be between %d and %d", r.v, r.lo, r.hi)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateNetwork() error {
+	p, err := netip.ParsePrefix(c.Network.Prefix)
+	if err != nil || !p.Addr().Is4() || p.Bits() > 24 {
+		return invalid("network.prefix", "%q must be an IPv4 range of /24 or larger", c.Network.Prefix)
+	}
+	for _, d := range c.Network.DNS {
+		if _, err := netip.ParseAddr(d); err != nil {
+			return invalid("network.dns", "%q must be an IP address", d)
+		}
+	}
+	for _, e := range c.Network.Exempt {
+		if _, err := netip.ParsePrefix(e); err != nil {
+			return invalid("network.exempt", "%q must be a CIDR", e)
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateTemplates() error {
+	seen := map[string]bool{}
+	for _, n := range c.Builtin {
+		seen[n] = true
+	}
+	for _, t := range c.Templates {
+		if !nameRE.MatchString(t.Name) {
+			return invalid("templates.name", "%q must be 1 to 128 characters of [a-z0-9_-]", t.Name)
+		}
+		if seen[t.Name] {
+			return invalid("templates.name", "%q is there twice", t.Name)
+		}
+		seen[t.Name] = true
+		sources := 0
+		for _, has := range []bool{len(t.Debian) > 0, t.Tar != "", t.OCI != ""} {
+			if has {
+				sources++
+			}
+		}
+		if sources != 1 {
+			return invalid("templates."+t.Name, "needs exactly one of debian, tar, oci; it has %d", sources)
+		}
+	}
+	return nil
+}
+
+func invalid(key, format string, args ...any) error {
+	return hearth.Errorf(hearth.InvalidArgument, "config: "+key+": "+format, args...)
+}

@@ -1,0 +1,87 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	p := filepath.Join(t.TempDir(), "hearth.yaml")
+	if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestPrecedence(t *testing.T) {
+	file := write(t, "listen: 127.0.0.1:1\ndomain: file.test\nnode:\n  pool: 7\nsandbox:\n  max_timeout: 2h\n")
+	c, err := Load(file, []string{"HEARTH_DOMAIN=env.test", "HEARTH_LISTEN=127.0.0.1:2", "HEARTH_NETWORK_DNS=9.9.9.9, 1.1.1.1", "HOME=/x", "HEARTH_TEST_KEEP=1"},
+		func(c *Config) { c.Listen = "127.0.0.1:3" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen != "127.0.0.1:3" || c.Domain != "env.test" || c.Node.Pool != 7 || c.Sandbox.MaxTimeout != 2*time.Hour || len(c.Network.DNS) != 2 {
+		t.Errorf("got %+v", c)
+	}
+	if c.Data != Default().Data {
+		t.Errorf("data: got %q, want the default", c.Data)
+	}
+}
+
+func TestYAMLRoundTrip(t *testing.T) {
+	c := Default()
+	raw, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(write(t, string(raw)), nil, nil)
+	if err != nil {
+		t.Fatalf("Load of what YAML printed: %v\n%s", err, raw)
+	}
+	if again.Listen != c.Listen || again.Node != c.Node || again.Sandbox != c.Sandbox {
+		t.Errorf("got %+v, want %+v", again, c)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tc := range []struct{ name, file, env, want string }{
+		{"unknown key", "lisen: x", "", "lisen"},
+		{"unknown env", "", "HEARTH_LISEN=x", "HEARTH_LISEN"},
+		{"not a number", "", "HEARTH_NODE_POOL=many", "HEARTH_NODE_POOL"},
+		{"not a duration", "", "HEARTH_SANDBOX_MAX_TIMEOUT=1", "duration"},
+		{"relative data", "data: here", "", "data"},
+		{"listen", "listen: nowhere", "", "listen"},
+		{"pool too large", "node: {pool: 100000}", "", "node.pool"},
+		{"negative", "node: {queue: -1}", "", "node.queue"},
+		{"driver", "node: {driver: magic}", "", "node.driver"},
+		{"prefix", "network: {prefix: 10.0.0.0/30}", "", "network.prefix"},
+		{"prefix v6", "network: {prefix: 'fd00::/16'}", "", "network.prefix"},
+		{"dns", "network: {dns: [x]}", "", "network.dns"},
+		{"exempt", "network: {exempt: [10.0.0.1]}", "", "network.exempt"},
+		{"no source", "templates: [{name: a}]", "", "exactly one"},
+		{"two sources", "templates: [{name: a, tar: /x, oci: /y}]", "", "exactly one"},
+		{"bad name", "templates: [{name: 'A b', tar: /x}]", "", "templates.name"},
+		{"twice", "templates: [{name: base, tar: /x}]", "", "twice"},
+		{"level", "log: {level: loud}", "", "log.level"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var env []string
+			if tc.env != "" {
+				env = []string{tc.env}
+			}
+			_, err := Load(write(t, tc.file), env, nil)
+			if hearth.KindOf(err) != hearth.InvalidArgument || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an invalid_argument that names %q", err, tc.want)
+			}
+		})
+	}
+	if _, err := Load("/nonexistent/hearth.yaml", nil, nil); hearth.KindOf(err) != hearth.NotFound {
+		t.Errorf("missing file: got %v", err)
+	}
+}
