@@ -24,6 +24,7 @@ type Page struct {
 type Store interface {
 	Sandboxes
 	Templates
+	Builds
 	Snapshots
 	Teams
 	Ping(ctx context.Context) error
@@ -63,7 +64,7 @@ type SandboxFilter struct {
 	OldestFirst  bool
 }
 
-// Templates keeps templates and their builds.
+// Templates keeps the names under which builds are found.
 type Templates interface {
 	// CreateTemplate fails with AlreadyExists when an alias is taken in the team.
 	CreateTemplate(ctx context.Context, t *hearth.Template) error
@@ -79,7 +80,10 @@ type Templates interface {
 
 	// DeleteTemplate removes a template and its builds.
 	DeleteTemplate(ctx context.Context, id hearth.TemplateID) error
+}
 
+// Builds keeps the results of building templates.
+type Builds interface {
 	CreateBuild(ctx context.Context, b *hearth.Build) error
 	Build(ctx context.Context, id hearth.BuildID) (*hearth.Build, error)
 	ListBuilds(ctx context.Context, template hearth.TemplateID) ([]*hearth.Build, error) // newest first
