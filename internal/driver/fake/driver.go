@@ -1,0 +1,118 @@
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+)
+
+const stateFile = "guest.json" // the one file of a checkpoint: guest memory, a JSON object
+
+// Driver starts machines on a Host.
+type Driver struct{ host *Host }
+
+// New returns a driver of host. Several may share one: a driver that is dropped
+// without closing its machines has crashed, and the next one can Attach to them.
+func New(host *Host) *Driver { return &Driver{host: host} }
+
+// Name is "fake".
+func (d *Driver) Name() string { return Name }
+
+// Probe fails only when it was told to.
+func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
+	if err := d.host.before(ctx, Probe, ""); err != nil {
+		return driver.Capabilities{}, err
+	}
+	return driver.Capabilities{Isolation: "none", MemorySnapshot: !d.host.cfg.DiskOnly, Key: d.host.cfg.Key}, nil
+}
+
+// Start runs the host's Program in a new guest.
+func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
+	if err := spec.Check(); err != nil {
+		return nil, err
+	}
+	memory := map[string]string{}
+	if spec.From != nil {
+		var err error
+		if memory, err = d.load(spec.From); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.host.before(ctx, Start, spec.ID); err != nil {
+		return nil, err
+	}
+	m := newMachine(d.host, spec, memory)
+	if err := d.host.add(m); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(spec.Dir, "machine"), []byte(spec.ID), 0o600); err != nil {
+		d.host.remove(m)
+		return nil, hearth.Wrap(hearth.Internal, err, "cannot write the machine's directory")
+	}
+	if d.host.cfg.Program != nil {
+		d.host.cfg.Program(m.guest)
+	}
+	return m, nil
+}
+
+// load reads a checkpoint, after the checks that the contract asks for.
+func (d *Driver) load(from *driver.Checkpoint) (map[string]string, error) {
+	if from.Driver != Name || from.Key != d.host.cfg.Key {
+		return nil, hearth.Errorf(hearth.FailedPrecondition,
+			"checkpoint was written by %s %q, this host is %s %q", from.Driver, from.Key, Name, d.host.cfg.Key)
+	}
+	raw, err := os.ReadFile(filepath.Join(from.Dir, stateFile))
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint cannot be read")
+	}
+	memory := map[string]string{}
+	if err := json.Unmarshal(raw, &memory); err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+	}
+	return memory, nil
+}
+
+// Attach finds a living machine by its handle. A handle of an earlier machine
+// with the same ID does not match.
+func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
+	if err := d.host.before(ctx, Attach, h.ID); err != nil {
+		return nil, err
+	}
+	m := d.host.lookup(h.ID)
+	if m == nil || h.Driver != Name || string(m.Handle().State) != string(h.State) || m.spec.Dir != h.Dir {
+		return nil, hearth.Errorf(hearth.NotFound, "machine %s is gone", h.ID)
+	}
+	return m, nil
+}
+
+// Sweep kills the machine if it lives and removes its directory.
+func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
+	if err := d.host.before(ctx, Sweep, h.ID); err != nil {
+		return err
+	}
+	if err := driver.CheckID(h.ID); err != nil {
+		return err
+	}
+	if m := d.host.lookup(h.ID); m != nil {
+		return m.free(ctx)
+	}
+	if !filepath.IsAbs(h.Dir) {
+		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not absolute", h.Dir)
+	}
+	return os.RemoveAll(h.Dir)
+}
+
+// save writes a guest's memory into dir and syncs it.
+func save(dir string, memory []byte) error {
+	f, err := os.OpenFile(filepath.Join(dir, stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(memory)
+	return errors.Join(err, f.Sync(), f.Close())
+}
