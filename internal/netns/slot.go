@@ -1,0 +1,315 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/hearth"
+)
+
+// nsfsMagic is the file system type of a mounted namespace.
+const nsfsMagic = 0x6e736673
+
+// build makes a slot's namespace and devices. When it fails nothing is left.
+// The slot can send nothing before it is registered in the table.
+func (m *Manager) build(s *Slot) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("network slot %d: %w", s.Index, err), m.demolish(s))
+		}
+	}()
+	if err := makeNamespace(s.NetNS); err != nil {
+		return err
+	}
+	ns, err := vnetns.GetFromPath(s.NetNS)
+	if err != nil {
+		return fmt.Errorf("opening the namespace: %w", err)
+	}
+	defer ns.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.HostDevice, m.cfg.MTU, hardwareAddr(s.Guest.Addr(), hostEnd)
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = s.Device, uint32(m.cfg.MTU), hardwareAddr(s.Guest.Addr(), guestEnd)
+	veth.PeerNamespace = netlink.NsFd(int(ns))
+	if err := m.host.LinkAdd(veth); err != nil {
+		return fmt.Errorf("adding veth %s: %w", s.HostDevice, err)
+	}
+	if err := furnish(ns, s); err != nil {
+		return err
+	}
+	return m.furnishHost(s)
+}
+
+// Ends of a veth, as in hardwareAddr.
+const (
+	hostEnd  = 0
+	guestEnd = 1
+)
+
+// furnish gives the guest's end its address and route.
+func furnish(ns vnetns.NsHandle, s *Slot) error {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("entering the namespace: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding lo: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("setting lo up: %w", err)
+	}
+	guest, err := h.LinkByName(s.Device)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", s.Device, err)
+	}
+	if err := dress(h, guest, s.Guest, neighbour{s.Gateway, hardwareAddr(s.Guest.Addr(), hostEnd)}); err != nil {
+		return err
+	}
+	route := &netlink.Route{LinkIndex: guest.Attrs().Index, Gw: s.Gateway.AsSlice()}
+	if err := h.RouteAdd(route); err != nil {
+		return fmt.Errorf("adding the default route: %w", err)
+	}
+	return nil
+}
+
+// furnishHost gives the host's end its settings and its address.
+func (m *Manager) furnishHost(s *Slot) error {
+	link, err := m.host.LinkByName(s.HostDevice)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", s.HostDevice, err)
+	}
+	for key, value := range map[string]string{
+		"ipv4/conf/%s/forwarding":       "1", // of this device alone; the host's global switch stays as it is
+		"ipv4/conf/%s/rp_filter":        "1", // a source must be where it is routed to
+		"ipv4/conf/%s/arp_ignore":       "1", // tell of this device's address only
+		"ipv4/conf/%s/arp_announce":     "2",
+		"ipv4/conf/%s/accept_redirects": "0",
+		"ipv4/conf/%s/send_redirects":   "0",
+		"ipv6/conf/%s/disable_ipv6":     "1",
+	} {
+		if err := setting(fmt.Sprintf(key, s.HostDevice), value); err != nil {
+			return err
+		}
+	}
+	return dress(m.host, link, netip.PrefixFrom(s.Gateway, slotBits),
+		neighbour{s.Guest.Addr(), hardwareAddr(s.Guest.Addr(), guestEnd)})
+}
+
+type neighbour struct {
+	addr netip.Addr
+	mac  net.HardwareAddr
+}
+
+// dress gives a device an address and its one neighbour, and sets it up. What
+// is there already is not an error.
+func dress(h *netlink.Handle, link netlink.Link, addr netip.Prefix, other neighbour) error {
+	name := link.Attrs().Name
+	ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}
+	if err := h.AddrReplace(link, &netlink.Addr{IPNet: ip}); err != nil {
+		return fmt.Errorf("adding %s to %s: %w", addr, name, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("setting %s up: %w", name, err)
+	}
+	err := h.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
+		IP: other.addr.AsSlice(), HardwareAddr: other.mac})
+	if err != nil {
+		return fmt.Errorf("adding the neighbour of %s: %w", name, err)
+	}
+	return nil
+}
+
+// setting writes a network setting of the calling thread's namespace; one the
+// kernel does not have (IPv6 compiled out) is skipped.
+func setting(key, value string) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// makeNamespace mounts a new network namespace, without IPv6, at path.
+func makeNamespace(path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		// The thread has left the host's namespace: it ends with the goroutine,
+		// as it stays locked.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("making a network namespace: %w", err)
+			}
+			for _, which := range []string{"all", "default"} {
+				if err := setting("ipv6/conf/"+which+"/disable_ipv6", "1"); err != nil {
+					return err
+				}
+			}
+			if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+				return fmt.Errorf("mounting the namespace at %s: %w", path, err)
+			}
+			return nil
+		}()
+	}()
+	return <-done
+}
+
+// demolish removes a slot's devices and namespace, as much of them as there is.
+func (m *Manager) demolish(s *Slot) error {
+	return errors.Join(m.removeDevice(s.HostDevice), unmount(s.NetNS))
+}
+
+func (m *Manager) removeDevice(name string) error {
+	link, err := m.host.LinkByName(name)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", name, err)
+	}
+	if err := m.host.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing %s: %w", name, err)
+	}
+	return nil
+}
+
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // not mounted, not there
+		return fmt.Errorf("unmounting %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// intact reports whether a slot's namespace and host device are there.
+func (m *Manager) intact(s *Slot) bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.NetNS, &st); err != nil || st.Type != nsfsMagic {
+		return false
+	}
+	_, err := m.host.LinkByName(s.HostDevice)
+	return err == nil
+}
+
+// claim locks slot creation on the whole host, so that nodes which share a
+// prefix see each other's subnets. The caller closes the file.
+func (m *Manager) claim() (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(m.cfg.Dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", file.Name(), err), file.Close())
+	}
+	return file, nil
+}
+
+// taken reports whether another device of the host has a slot's subnet: the
+// route to it is direct, and not one that is wider than the whole prefix.
+func (m *Manager) taken(s *Slot) (bool, error) {
+	routes, err := m.host.RouteGetWithOptions(s.Guest.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("asking for the route to %s: %w", s.Guest.Addr(), err)
+	}
+	for _, r := range routes {
+		if r.Gw != nil || r.Dst == nil {
+			continue
+		}
+		if bits, _ := r.Dst.Mask.Size(); bits >= m.cfg.Prefix.Bits() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// route turns forwarding on for the devices that lead outside; replies to the
+// sandboxes come in there.
+func (m *Manager) route() error {
+	uplinks := m.cfg.Uplinks
+	if len(uplinks) == 0 {
+		var err error
+		if uplinks, err = m.defaultDevices(); err != nil {
+			return err
+		}
+	}
+	if len(uplinks) == 0 {
+		m.log.Warn("the host has no default route; sandboxes will not reach the internet")
+	}
+	for _, name := range uplinks {
+		key := "ipv4/conf/" + name + "/forwarding"
+		now, err := os.ReadFile(filepath.Join("/proc/sys/net", key))
+		if err != nil {
+			return hearth.Wrap(hearth.FailedPrecondition, err, "network uplink %q: no such device", name)
+		}
+		if len(now) > 0 && now[0] == '1' {
+			continue
+		}
+		// First the rule that lets the device forward for sandboxes alone.
+		if err := m.table.routed(name); err != nil {
+			return err
+		}
+		if err := setting(key, "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) defaultDevices() ([]string, error) {
+	var names []string
+	routes, err := dumped(func() ([]netlink.Route, error) {
+		return m.host.RouteListFiltered(unix.AF_INET, &netlink.Route{}, netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing default routes: %w", err)
+	}
+	for _, r := range routes {
+		if link, err := m.host.LinkByIndex(r.LinkIndex); err == nil {
+			names = append(names, link.Attrs().Name)
+		}
+	}
+	return names, nil
+}
+
+// dumped retries a listing that was changed under its hands.
+func dumped[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 0; ; try++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 10 {
+			return out, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
