@@ -1,0 +1,53 @@
+# make demo   from a clean machine to AI-written code running in isolation
+# make test   everything that .ci/run checks
+# make build  bin/hearth, the whole product in one file
+# make bench  the figures of docs/PERFORMANCE.md, measured on this host
+# make generate  internal/gen, from the contracts in spec/
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The revision of gVisor that is compiled in, and of how Hearth runs it: what a
+# checkpoint needs to be restored again. Raise the number in front when machines
+# of this build could not continue those of the one before.
+RUNTIME := hearth-1-$(shell sed -n 's|.*gvisor.dev/gvisor v0.0.0-\([0-9]*\)-.*|\1|p' go.mod)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(RUNTIME)
+export CGO_ENABLED := 0
+
+.PHONY: build guest seccomp demo test bench generate clean FORCE
+
+build: bin/hearth
+
+# Go's own build cache decides what is stale.
+bin/hearth: guest seccomp FORCE
+	@echo "==> building bin/hearth"
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
+
+guest:
+	@echo "==> building the guest daemon"
+	@go build -trimpath -ldflags '-s -w' -o internal/guest/embedded/bin/hearth-guest ./cmd/hearth-guest
+
+seccomp:
+	@echo "==> precompiling seccomp programs"
+	@go generate ./internal/driver/gvisor
+
+demo:
+	@bash examples/demo/run.sh
+
+test:
+	@bash test/run.sh
+
+bench: build
+	@deploy/apt-install.sh runc mmdebstrap erofs-utils
+	@bin/hearth bench
+
+generate:
+	@deploy/apt-install.sh protobuf-compiler
+	@spec/generate.sh
+
+clean:
+	rm -rf bin .cache internal/guest/embedded/bin/hearth-guest

@@ -1,0 +1,168 @@
+// Package e2e runs the real binary and the official E2B SDKs, unmodified.
+//
+// It is steered by environment variables that test/run.sh sets; without them
+// its tests are skipped, by name.
+//
+//	HEARTH_TEST_BIN         the binary under test
+//	HEARTH_TEST_CACHE       where template sources are kept between runs
+//	HEARTH_TEST_JS          directories with the JavaScript SDK installed, colon-separated
+//	HEARTH_TEST_PYTHON_SDK  a Python with the Python SDKs installed
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// server is a running Hearth with a data directory of its own.
+type server struct {
+	bin, data, listen string
+	env               []string // of programs that use it
+}
+
+// binary returns the binary under test, or skips.
+func binary(t *testing.T) string {
+	t.Helper()
+	bin := os.Getenv("HEARTH_TEST_BIN")
+	if bin == "" {
+		t.Skip("HEARTH_TEST_BIN is not set; run `make test`")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("sandboxes need root")
+	}
+	return bin
+}
+
+// newServer starts a server on a free port and stops it, and all its
+// sandboxes, when the test ends. Nothing may be left of it then.
+func newServer(t *testing.T) *server {
+	t.Helper()
+	s := &server{bin: binary(t), data: t.TempDir(), listen: freeAddress(t)}
+	t.Cleanup(func() {
+		if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
+			t.Errorf("down: %v\n%s", err, out)
+		}
+		if t.Failed() {
+			t.Logf("server log:\n%s", tail(filepath.Join(s.data, "hearth.log"), 16<<10))
+		}
+		s.checkLeaks(t)
+	})
+	s.up(t)
+	return s
+}
+
+func (s *server) up(t *testing.T) {
+	t.Helper()
+	if out, err := s.hearth("up", "--detach", "--data", s.data, "--listen", s.listen).CombinedOutput(); err != nil {
+		t.Fatalf("up: %v\n%s\n%s", err, out, tail(filepath.Join(s.data, "hearth.log"), 8<<10))
+	}
+	out, err := s.hearth("env", "--data", s.data).Output()
+	if err != nil {
+		t.Fatalf("env: %v", err)
+	}
+	s.env = nil
+	for line := range strings.Lines(string(out)) {
+		s.env = append(s.env, strings.TrimSpace(strings.TrimPrefix(line, "export ")))
+	}
+}
+
+// hearth prepares a command line of the binary under test.
+func (s *server) hearth(args ...string) *exec.Cmd {
+	cmd := exec.Command(s.bin, args...)
+	cmd.Env = os.Environ()
+	for i, kv := range cmd.Env {
+		if strings.HasPrefix(kv, "HEARTH_TEST_") {
+			cmd.Env[i] = "X" + kv
+		}
+	}
+	if dir := os.Getenv("HEARTH_TEST_CACHE"); dir != "" {
+		cmd.Env = append(cmd.Env, "HEARTH_CACHE="+dir)
+	}
+	return cmd
+}
+
+func (s *server) pid(t *testing.T) int {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(s.data, "hearth.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// checkLeaks looks for what must not outlive `hearth down`: processes, mounts
+// and cgroups that name the data directory.
+func (s *server) checkLeaks(t *testing.T) {
+	t.Helper()
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		raw, err := os.ReadFile(p)
+		if err == nil && bytes.Contains(raw, []byte(s.data)) && !strings.Contains(p, "/"+strconv.Itoa(os.Getpid())+"/") {
+			t.Errorf("left behind: process %s: %s", filepath.Base(filepath.Dir(p)), bytes.ReplaceAll(raw, []byte{0}, []byte{' '}))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(mounts, []byte(s.data)) {
+		t.Errorf("left behind: mounts below %s:\n%s", s.data, mounts)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func tail(path string, n int) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(raw[max(0, len(raw)-n):])
+}
+
+// run runs a program with the server's environment and fails the test with its
+// output when it fails or takes longer than limit.
+func (s *server) run(t *testing.T, limit time.Duration, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), s.env...)
+	cmd.WaitDelay = time.Second
+	timer := time.AfterFunc(limit, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// key returns the value of one of the server's environment variables.
+func (s *server) key(name string) string {
+	for _, kv := range s.env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	panic(fmt.Sprintf("hearth env prints no %s", name))
+}
