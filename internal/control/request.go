@@ -1,0 +1,21 @@
+package control
+
+import (
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// CreateRequest is everything a caller may ask of a new sandbox. Template is an
+// ID or a name; the zero value of every other field but Team is a valid choice.
+type CreateRequest struct {
+	Team       hearth.TeamID
+	Template   string
+	Timeout    time.Duration
+	OnTimeout  hearth.TimeoutAction
+	AutoResume bool // traffic to the paused sandbox resumes it
+	Open       bool // the guest daemon asks for no token
+	Env        map[string]string
+	Metadata   map[string]string
+	Network    hearth.Network
+}
