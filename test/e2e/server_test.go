@@ -78,11 +78,6 @@ func (s *server) up(t *testing.T) {
 func (s *server) hearth(args ...string) *exec.Cmd {
 	cmd := exec.Command(s.bin, args...)
 	cmd.Env = os.Environ()
-	for i, kv := range cmd.Env {
-		if strings.HasPrefix(kv, "HEARTH_TEST_") {
-			cmd.Env[i] = "X" + kv
-		}
-	}
 	if dir := os.Getenv("HEARTH_TEST_CACHE"); dir != "" {
 		cmd.Env = append(cmd.Env, "HEARTH_CACHE="+dir)
 	}
