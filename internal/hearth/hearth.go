@@ -72,7 +72,7 @@ type Sandbox struct {
 	Alias      string // the name under which the template was asked for
 	Build      BuildID
 	Node       NodeID     // empty unless a machine exists
-	Snapshot   SnapshotID // set while Paused
+	Snapshot   SnapshotID // set from Pausing until its files are gone after a resume or a kill
 	State      State
 	StopReason string // set when Stopped
 	Resources  Resources
@@ -85,8 +85,9 @@ type Sandbox struct {
 	Timeout    time.Duration // as asked for at create
 	CreatedAt  time.Time
 	StartedAt  time.Time
-	EndsAt     time.Time
-	Generation int64 // grows by one with every write; compare-and-swap key
+	EndsAt     time.Time // when its timeout falls due; when it was paused or stopped, for one that was
+	Generation int64     // grows by one with every write; compare-and-swap key
+	Launch     int64     // Generation with which its machine was last asked for; a machine of another is stale
 }
 
 // Template is a name that points at its newest ready Build.

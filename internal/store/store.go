@@ -2,7 +2,11 @@
 // Implementations must pass package storetest.
 //
 // Errors: NotFound for a missing row, AlreadyExists for a taken ID or name,
-// Aborted for a lost compare-and-swap, Unavailable when the database is away.
+// Aborted for a lost compare-and-swap, Unavailable when the database is away,
+// InvalidArgument for text that CheckText refuses.
+//
+// Rows go in and come out as copies: what a caller does to its own afterwards
+// changes nothing here. Times are kept to the nanosecond and come back in UTC.
 package store
 
 import (
@@ -33,23 +37,27 @@ type Store interface {
 
 // Sandboxes keeps sandboxes, stopped ones until they are purged.
 type Sandboxes interface {
+	// CreateSandbox writes a new row as it is; its Generation must be positive.
 	CreateSandbox(ctx context.Context, s *hearth.Sandbox) error
 	Sandbox(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error)
 
 	// UpdateSandbox loads, calls change, and writes with Generation+1 if
 	// Generation still matches, retrying a few times; it fails with Aborted
 	// when it keeps losing. An error of change is returned as it is and nothing
-	// is written.
+	// is written. ID, Team, CreatedAt and Generation are the store's: what change
+	// does to them is ignored. change may run more than once.
 	UpdateSandbox(ctx context.Context, id hearth.SandboxID, change func(*hearth.Sandbox) error) (*hearth.Sandbox, error)
 
-	// ListSandboxes is ordered by StartedAt, then ID.
+	// ListSandboxes is ordered by StartedAt, then ID, newest first unless the
+	// filter says otherwise. next is empty on the last page.
 	ListSandboxes(ctx context.Context, f SandboxFilter, p Page) (list []*hearth.Sandbox, next string, err error)
 	CountSandboxes(ctx context.Context, f SandboxFilter) (int, error)
 
 	// DueSandboxes returns running sandboxes whose EndsAt is not after now.
 	DueSandboxes(ctx context.Context, now time.Time, limit int) ([]hearth.SandboxID, error)
 
-	// PurgeSandboxes forgets sandboxes that stopped before the given time.
+	// PurgeSandboxes forgets sandboxes that stopped before the given time, by
+	// their EndsAt.
 	PurgeSandboxes(ctx context.Context, before time.Time) error
 }
 
@@ -70,12 +78,16 @@ type Templates interface {
 	CreateTemplate(ctx context.Context, t *hearth.Template) error
 
 	// ResolveTemplate finds a template by ID or alias in the team, then among
-	// public ones, with its newest ready build. FailedPrecondition when it has none.
+	// public ones (by alias the oldest of them), with its newest ready build.
+	// "slug/alias" looks in the team of that slug alone. FailedPrecondition when
+	// it has no ready build; the template is returned with the error.
 	ResolveTemplate(ctx context.Context, team hearth.TeamID, nameOrID string) (*hearth.Template, *hearth.Build, error)
 
 	// TemplateByAlias finds a team's own template, with or without a build.
 	TemplateByAlias(ctx context.Context, team hearth.TeamID, alias string) (*hearth.Template, error)
 	Template(ctx context.Context, id hearth.TemplateID) (*hearth.Template, error)
+
+	// ListTemplates lists a team's own templates, newest first.
 	ListTemplates(ctx context.Context, team hearth.TeamID, p Page) (list []*hearth.Template, next string, err error)
 
 	// DeleteTemplate removes a template and its builds.
@@ -84,15 +96,19 @@ type Templates interface {
 
 // Builds keeps the results of building templates.
 type Builds interface {
+	// CreateBuild fails with NotFound when the template does not exist.
 	CreateBuild(ctx context.Context, b *hearth.Build) error
 	Build(ctx context.Context, id hearth.BuildID) (*hearth.Build, error)
 	ListBuilds(ctx context.Context, template hearth.TemplateID) ([]*hearth.Build, error) // newest first
 
-	// UpdateBuild writes a build that is not finished.
+	// UpdateBuild writes a build that is not finished; FailedPrecondition when
+	// it is, InvalidArgument when b's own status is a final one.
 	UpdateBuild(ctx context.Context, b *hearth.Build) error
 
 	// FinishBuild writes the build and, when it is ready, moves its template to
-	// it in the same transaction.
+	// it in the same transaction, unless the template already points at a build
+	// that was created later. FailedPrecondition when the build is finished,
+	// InvalidArgument when b's own status is not a final one.
 	FinishBuild(ctx context.Context, b *hearth.Build) error
 }
 
@@ -100,7 +116,7 @@ type Builds interface {
 type Snapshots interface {
 	CreateSnapshot(ctx context.Context, s *hearth.Snapshot) error
 	Snapshot(ctx context.Context, id hearth.SnapshotID) (*hearth.Snapshot, error)
-	ListSnapshots(ctx context.Context) ([]*hearth.Snapshot, error)
+	ListSnapshots(ctx context.Context) ([]*hearth.Snapshot, error) // oldest first
 	DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error
 }
 
@@ -108,7 +124,9 @@ type Snapshots interface {
 type Teams interface {
 	CreateTeam(ctx context.Context, t *hearth.Team) error
 	Team(ctx context.Context, id hearth.TeamID) (*hearth.Team, error)
-	ListTeams(ctx context.Context) ([]*hearth.Team, error)
+	ListTeams(ctx context.Context) ([]*hearth.Team, error) // by ID
+
+	// CreateAPIKey fails with NotFound when the team does not exist.
 	CreateAPIKey(ctx context.Context, k *hearth.APIKey) error
 	TeamByKeyHash(ctx context.Context, hash string) (*hearth.Team, error)
 }
