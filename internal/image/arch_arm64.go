@@ -1,0 +1,4 @@
+package image
+
+// wheelArch is the machine's name in the tags of Python wheels.
+const wheelArch = "aarch64"

@@ -1,0 +1,184 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"hearth/internal/hearth"
+)
+
+// Debian is a Source of the host's own Debian release: the smallest system and
+// the given packages, without recommended ones, documentation, manual pages and
+// translations, and Python packages on top.
+type Debian struct {
+	packages []string
+	python   []string
+	cache    *Cache
+	release  string // os-release of the host
+}
+
+var (
+	debianNameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`)
+	pythonSpecRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
+)
+
+// NewDebian checks the names of packages. python lists requirements ("numpy",
+// "pandas>=2.2,<3") that are installed from wheels, for which packages must
+// have python3 and python3-pip. cache keeps the unpacked packages, so that two
+// sources that differ in their Python packages alone share the long part.
+func NewDebian(cache *Cache, packages, python []string) (*Debian, error) {
+	for _, p := range packages {
+		if !debianNameRE.MatchString(p) {
+			return nil, hearth.Errorf(hearth.InvalidArgument, "debian: %q is not the name of a Debian package", p)
+		}
+	}
+	for _, p := range python {
+		if !pythonSpecRE.MatchString(p) {
+			return nil, hearth.Errorf(hearth.InvalidArgument, "python: %q is not a requirement such as name>=1.2,<2", p)
+		}
+	}
+	if len(python) > 0 && !slices.Contains(packages, "python3-pip") {
+		return nil, hearth.Errorf(hearth.InvalidArgument, "python: packages need the Debian package python3-pip in the list")
+	}
+	d := &Debian{packages: slices.Clone(packages), python: slices.Clone(python), cache: cache, release: "/etc/os-release"}
+	slices.Sort(d.packages)
+	slices.Sort(d.python)
+	d.packages, d.python = slices.Compact(d.packages), slices.Compact(d.python)
+	return d, nil
+}
+
+func (d *Debian) systemKey(h *aptHost) string {
+	return digest(append([]string{"debian", formatVersion, h.arch, strings.Join(d.packages, " ")}, h.suites()...)...)
+}
+
+// Key implements Source. It does not name the versions of the packages: an
+// image is made of what the archive has when it is made, and kept.
+func (d *Debian) Key(ctx context.Context) (string, error) {
+	h, err := readAptHost(ctx, d.release)
+	if err != nil {
+		return "", err
+	}
+	if len(d.python) == 0 {
+		return d.systemKey(h), nil
+	}
+	return digest("python", formatVersion, d.systemKey(h), strings.Join(d.python, "\n")), nil
+}
+
+// Unpack implements Source.
+func (d *Debian) Unpack(ctx context.Context, dir string, report Progress) error {
+	h, err := readAptHost(ctx, d.release)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(dir), ".debian-")
+	if err != nil {
+		return diskError(err, filepath.Dir(dir))
+	}
+	defer os.RemoveAll(work)
+	var p *pip
+	if len(d.python) > 0 {
+		version, err := h.python(ctx)
+		if err != nil {
+			return err
+		}
+		if p, err = newPip(ctx, version, filepath.Join(work, "wheels")); err != nil {
+			return err
+		}
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	if p != nil { // the network is idle while dpkg is busy
+		g.Go(func() error { return p.download(gctx, d.python, report) })
+	}
+	g.Go(func() error { return d.system(gctx, h, dir, report) })
+	if err := g.Wait(); err != nil {
+		return diskError(err, dir)
+	}
+	if p == nil {
+		return nil
+	}
+	return diskError(p.install(ctx, dir, d.python, report), dir)
+}
+
+// system unpacks the Debian packages into dir, from the cache if they are there.
+func (d *Debian) system(ctx context.Context, h *aptHost, dir string, report Progress) error {
+	start := time.Now()
+	entry, err := d.cache.Take(ctx, d.systemKey(h)+".tar", func(ctx context.Context, out string) error {
+		return d.bootstrap(ctx, h, out, report)
+	})
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(entry.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	u := newUnpacker(root, DefaultLimits())
+	if err := u.layer(ctx, f); err != nil {
+		return err
+	}
+	if err := u.finish(); err != nil {
+		return err
+	}
+	err = errors.Join(
+		root.RemoveAll("etc/apt/sources.list.d"), root.MkdirAll("etc/apt/sources.list.d", 0o755),
+		root.WriteFile("etc/apt/sources.list", []byte(h.inside()), 0o644))
+	report.send(start, Event{Step: "packages", Message: "unpacked the Debian packages", Done: u.bytes, Total: u.bytes, Unit: "bytes"})
+	return err
+}
+
+// excluded is what no sandbox reads.
+var excluded = []string{
+	"/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*",
+	"/usr/share/doc-base/*", "/usr/share/bug/*",
+}
+
+// bootstrap runs mmdebstrap, which writes the root file system as a tarball.
+func (d *Debian) bootstrap(ctx context.Context, h *aptHost, out string, report Progress) error {
+	start := time.Now()
+	work, err := os.MkdirTemp(filepath.Dir(out), ".bootstrap-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	conf, list := filepath.Join(work, "apt.conf"), filepath.Join(work, "sources.list")
+	if err := errors.Join(os.WriteFile(conf, []byte(h.conf()), 0o600), os.WriteFile(list, []byte(h.list()), 0o600)); err != nil {
+		return err
+	}
+	args := []string{
+		"--mode=root", "--variant=minbase", "--format=tar", "--architectures=" + h.arch,
+		"--aptopt=" + conf, "--dpkgopt=force-unsafe-io",
+	}
+	for _, e := range excluded {
+		args = append(args, "--dpkgopt=path-exclude="+e)
+	}
+	args = append(args,
+		`--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1"/etc/apt/sources.list.d/* "$1/etc/resolv.conf" "$1/etc/hostname"`,
+		`--customize-hook=rm -rf "$1"/var/log/apt/* "$1"/var/log/*.log "$1"/var/cache/debconf/*-old "$1"/var/lib/dpkg/*-old "$1"/var/cache/ldconfig/aux-cache`)
+	if len(d.packages) > 0 {
+		args = append(args, "--include="+strings.Join(d.packages, ","))
+	}
+	report.say(start, "packages", "installing %d Debian packages and what they need (%s, %s)", len(d.packages), h.codename, h.arch)
+	return run(ctx, command{
+		name: "mmdebstrap", pkg: "mmdebstrap", args: append(args, h.codename, out, list), alone: ownNamespaces,
+		env: append(os.Environ(), "LC_ALL=C", "TMPDIR="+work, "DEBIAN_FRONTEND=noninteractive"),
+		line: func(s string) {
+			if m, ok := strings.CutPrefix(s, "I: "); ok {
+				report.say(start, "packages", "%s", m)
+			}
+		},
+	})
+}
