@@ -45,10 +45,18 @@ func (m *Manager) build(s *Slot) (err error) {
 	if err := m.host.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding veth %s: %w", s.HostDevice, err)
 	}
-	if err := furnish(ns, s); err != nil {
+	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("entering the namespace: %w", err)
+	}
+	defer inside.Close()
+	if err := furnish(inside, s); err != nil {
 		return err
 	}
-	return m.furnishHost(s)
+	if err := m.furnishHost(s); err != nil {
+		return err
+	}
+	return awaitCarrier(inside, s.Device)
 }
 
 // Ends of a veth, as in hardwareAddr.
@@ -58,12 +66,7 @@ const (
 )
 
 // furnish gives the guest's end its address and route.
-func furnish(ns vnetns.NsHandle, s *Slot) error {
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("entering the namespace: %w", err)
-	}
-	defer h.Close()
+func furnish(h *netlink.Handle, s *Slot) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("finding lo: %w", err)
@@ -106,6 +109,25 @@ func (m *Manager) furnishHost(s *Slot) error {
 	}
 	return dress(m.host, link, netip.PrefixFrom(s.Gateway, slotBits),
 		neighbour{s.Guest.Addr(), hardwareAddr(s.Guest.Addr(), guestEnd)})
+}
+
+// awaitCarrier waits until a device can send. The end of a veth that is set up
+// first is put to work by the kernel a moment after the other; a packet sent
+// before is lost, which costs a TCP connection a second.
+func awaitCarrier(h *netlink.Handle, device string) error {
+	const patience, pause = 5 * time.Second, 100 * time.Microsecond
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+		link, err := h.LinkByName(device)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", device, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not come up", device)
+		}
+	}
 }
 
 type neighbour struct {
