@@ -45,7 +45,7 @@ func mayImport(p, q string) bool {
 	case within(p, guestSide...):
 		return contract || strings.HasPrefix(q, "internal/gen/guestv1") || within(q, guestSide...)
 	case within(p, "internal/node/agent"):
-		return contract || within(q, "internal/netns", "internal/egress", "internal/image")
+		return contract || within(q, "internal/netns", "internal/egress", "internal/image", "internal/node/agent")
 	case within(p, "internal/control"):
 		return contract || q == "internal/placement" || q == "internal/egress"
 	case within(p, "internal/builder"):

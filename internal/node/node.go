@@ -15,11 +15,17 @@ import (
 // idempotent by sandbox ID and generation, so that a caller may retry after an
 // Unavailable error. One sandbox never has two machines.
 type Service interface {
-	// Start returns when the sandbox's guest daemon has answered Init.
+	// Start returns when the sandbox's guest daemon has answered Init. The
+	// generation is the sandbox's Launch, or its Generation where that is not
+	// set. A greater one replaces the machine of a smaller one; a smaller one, or
+	// one that was stopped meanwhile, is refused with Aborted. ResourceExhausted:
+	// too many starts wait, try again later.
 	Start(ctx context.Context, req StartRequest) (*Instance, error)
 
 	// Pause freezes, checkpoints and closes the machine. When the checkpoint
-	// fails the machine runs on and the error says why.
+	// fails the machine runs on and the error says why. The same Into again
+	// returns the same snapshot, also after a crash: a caller that does not know
+	// how a pause ended asks again, and gets it, or NotFound.
 	Pause(ctx context.Context, id hearth.SandboxID, req PauseRequest) (*hearth.Snapshot, error)
 
 	// Stop kills the machine. Stopping what is not there is not an error.
@@ -40,7 +46,10 @@ type Service interface {
 	// paused machines. It replaces what was declared before and returns at once.
 	Keep(ctx context.Context, pools []Pool) error
 
-	// Events yields what happened on the host from now on, until ctx ends.
+	// Events yields what happened on the host from now on, until ctx ends; the
+	// first reader also gets what happened before, recovery included. Of a
+	// sandbox a slow reader may see only the newest event. The error Aborted says
+	// that events were lost and that the reader has to List; it goes on then.
 	Events(ctx context.Context) iter.Seq2[Event, error]
 }
 
@@ -86,8 +95,9 @@ type Usage struct {
 
 // Event is one change of a sandbox's state that the control plane did not ask for.
 type Event struct {
-	At     time.Time
-	ID     hearth.SandboxID
-	State  hearth.State
-	Reason string
+	At         time.Time
+	ID         hearth.SandboxID
+	Generation int64 // of the machine; an event of an earlier generation is history
+	State      hearth.State
+	Reason     string
 }

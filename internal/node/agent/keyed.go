@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"hearth/internal/hearth"
+)
+
+// keyed is a set of locks by name. The zero value is ready.
+type keyed[K comparable] struct {
+	mu   sync.Mutex
+	held map[K]*keyLock
+}
+
+type keyLock struct {
+	turn chan struct{} // holds one token while the lock is free
+	refs int
+}
+
+// lock waits for its turn and returns the function that ends it. The error is
+// the cause of ctx's end.
+func (k *keyed[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[K]*keyLock{}
+	}
+	l := k.held[key]
+	if l == nil {
+		l = &keyLock{turn: make(chan struct{}, 1)}
+		l.turn <- struct{}{}
+		k.held[key] = l
+	}
+	l.refs++
+	k.mu.Unlock()
+
+	select {
+	case <-l.turn:
+		return func() { l.turn <- struct{}{}; k.drop(key, l) }, nil
+	case <-ctx.Done():
+		k.drop(key, l)
+		return nil, ended(ctx)
+	}
+}
+
+func (k *keyed[K]) drop(key K, l *keyLock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.refs--; l.refs == 0 {
+		delete(k.held, key)
+	}
+}
+
+// ended turns the end of a context into an error with a kind.
+func ended(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if _, ok := errors.AsType[*hearth.Error](cause); ok {
+		return cause
+	}
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return hearth.Wrap(hearth.DeadlineExceeded, cause, "the time for the request is over")
+	}
+	return hearth.Wrap(hearth.Canceled, cause, "the request was canceled")
+}
+
+// batch runs functions, a few at a time, and joins their errors.
+type batch struct {
+	sem  chan struct{}
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	errs []error
+}
+
+const batchWidth = 8
+
+func (b *batch) do(f func() error) {
+	if b.sem == nil {
+		b.sem = make(chan struct{}, batchWidth)
+	}
+	b.sem <- struct{}{}
+	b.wg.Go(func() {
+		defer func() { <-b.sem }()
+		if err := f(); err != nil {
+			b.mu.Lock()
+			b.errs = append(b.errs, err)
+			b.mu.Unlock()
+		}
+	})
+}
+
+func (b *batch) wait() error {
+	b.wg.Wait()
+	return errors.Join(b.errs...)
+}

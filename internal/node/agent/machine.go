@@ -1,0 +1,252 @@
+package agent
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"hearth/internal/driver"
+	"hearth/internal/guest"
+	"hearth/internal/hearth"
+)
+
+// noSlot marks a machine that holds no network slot.
+const noSlot = -1
+
+// machine is everything this host holds for one guest. Its fields are the
+// owner's; life may be used by anyone.
+type machine struct {
+	rec  record
+	net  driver.Attachment
+	live driver.Machine // nil until the driver has started it
+	size int64          // bytes it held when it was frozen for a pool
+	took []Step
+
+	owner *box // guarded by Agent.mu
+
+	life context.Context // ends when the guest has ended or the machine is taken down
+	quit context.CancelCauseFunc
+}
+
+// Step is how long one part of a start took.
+type Step struct {
+	Name string
+	Took time.Duration
+}
+
+func newMachine(rec record) *machine {
+	mc := &machine{rec: rec}
+	mc.life, mc.quit = context.WithCancelCause(context.Background())
+	return mc
+}
+
+// newMachineID returns "m" and 16 characters of [a-z2-7], 80 random bits.
+func newMachineID() string { return "m" + strings.ToLower(rand.Text()[:16]) }
+
+func (mc *machine) id() string { return mc.rec.Handle.ID }
+
+// step runs one part of a start and notes how long it took.
+func (a *Agent) step(mc *machine, name string, f func() error) error {
+	began := a.now()
+	err := f()
+	mc.took = append(mc.took, Step{Name: name, Took: a.now().Sub(began)})
+	return err
+}
+
+// within returns a context that also ends when the guest has ended.
+func (mc *machine) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(mc.life, func() { cancel(context.Cause(mc.life)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// control derives the secret with which the host speaks to a sandbox's daemon.
+// It is derived and not drawn, so that it is written nowhere, and a sandbox that
+// was paused with its secret in memory can be unsealed again.
+func (a *Agent) control(id hearth.SandboxID) string {
+	mac := hmac.New(sha256.New, a.key)
+	mac.Write([]byte("guest control " + id))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// guestOf returns a client of the machine's daemon; of a machine in a pool
+// (sandbox is nil) one that can only ask whether it is ready.
+func (a *Agent) guestOf(mc *machine) Guest {
+	control := ""
+	if mc.rec.Sandbox != nil {
+		control = a.control(mc.rec.Sandbox.ID)
+	}
+	return a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
+		return mc.live.Dial(ctx, port)
+	}, control)
+}
+
+// unseal makes the daemon the sandbox's own. It fails as soon as the guest ends.
+func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
+	ctx, cancel := mc.within(ctx)
+	defer cancel()
+	seed := make([]byte, 32)
+	rand.Read(seed) // never fails
+	s := mc.rec.Sandbox
+	err := g.Init(ctx, guest.InitRequest{
+		Now: a.now(), Seed: seed, Control: a.control(s.ID), Token: s.Token,
+		SandboxID: string(s.ID), TemplateID: string(s.Template),
+		Env: s.Env, User: s.User, Workdir: s.Workdir, DNS: a.cfg.DNS,
+	})
+	return because(ctx, err)
+}
+
+// because prefers the reason why ctx ended to the error that it led to.
+func because(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ended(ctx)
+	}
+	return err
+}
+
+// watch follows a started machine until it ends, is taken down, or the agent
+// closes. Call it once, from a goroutine that the agent waits for.
+func (a *Agent) watch(mc *machine) {
+	a.work.Go(func() {
+		select {
+		case <-mc.live.Done():
+		case <-mc.life.Done():
+			return
+		case <-a.life.Done():
+			return
+		}
+		mc.quit(hearth.Errorf(hearth.Unavailable, "the sandbox ended: %s", exitReason(mc.live.Exit())))
+		a.died(mc)
+	})
+}
+
+func exitReason(x driver.Exit) string {
+	switch {
+	case x.OOM:
+		return "out of memory"
+	case x.Reason != "":
+		return x.Reason
+	}
+	return "its machine ended"
+}
+
+// died takes down a machine whose guest has ended, whoever owns it. A start in
+// flight notices by itself.
+func (a *Agent) died(mc *machine) {
+	ctx := context.WithoutCancel(a.life)
+	a.mu.Lock()
+	if a.takeFromPool(mc) {
+		a.mu.Unlock()
+		a.log.Warn("a machine of the pool ended", "machine", mc.id(), "reason", exitReason(mc.live.Exit()))
+		a.discard(ctx, mc)
+		a.nudge()
+		return
+	}
+	b := mc.owner
+	if b != nil && b.interrupt != nil {
+		b.interrupt(context.Cause(mc.life))
+	}
+	a.mu.Unlock()
+	if b == nil {
+		return
+	}
+	unlock, err := a.locks.lock(a.life, b.id)
+	if err != nil {
+		return // the agent closes; the next one finds the machine dead
+	}
+	defer unlock()
+	if a.remove(b) {
+		a.bury(ctx, b, exitReason(mc.live.Exit()))
+	}
+}
+
+// discard takes a machine down: the guest, its slot, its directories, its
+// record, in this order. What cannot be taken down now keeps its record and its
+// slot, and is tried again by Run and by the next Open.
+func (a *Agent) discard(ctx context.Context, mc *machine) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	mc.quit(hearth.Errorf(hearth.Unavailable, "the sandbox is being stopped"))
+	err := a.takeDown(ctx, mc)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		delete(a.zombies, mc.id())
+		return
+	}
+	mc.rec.Phase = ending
+	if jerr := a.journal.write(mc.rec); jerr != nil {
+		err = errors.Join(err, jerr)
+	}
+	a.zombies[mc.id()] = mc
+	a.log.Error("a machine cannot be taken down; it will be tried again", "machine", mc.id(), "err", err)
+}
+
+func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
+	if err := a.killMachine(ctx, mc); err != nil {
+		return err
+	}
+	if mc.rec.Slot != noSlot {
+		if err := a.deps.Network.Release(ctx, mc.rec.Slot); err != nil {
+			return err
+		}
+		mc.rec.Slot = noSlot
+	}
+	var errs []error
+	for _, d := range []string{"run", "restore", "checkpoint"} {
+		errs = append(errs, os.RemoveAll(a.dir(d, mc.id())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return a.journal.remove(mc.id())
+}
+
+// killMachine closes a machine, and sweeps what Close could not free.
+func (a *Agent) killMachine(ctx context.Context, mc *machine) error {
+	if mc.live != nil {
+		err := mc.live.Close(ctx)
+		if err == nil {
+			return nil
+		}
+		a.log.Warn("closing a machine failed; sweeping it", "machine", mc.id(), "err", err)
+	}
+	h := mc.rec.Handle
+	if h.Dir == "" {
+		h.Dir = a.dir("run", h.ID)
+	}
+	if d := a.deps.Drivers[h.Driver]; d != nil {
+		return d.Sweep(ctx, h)
+	}
+	var errs []error // a torn record does not say whose the machine was
+	for name, d := range a.deps.Drivers {
+		errs = append(errs, d.Sweep(ctx, driver.Handle{Driver: name, ID: h.ID, Dir: h.Dir}))
+	}
+	return errors.Join(errs...)
+}
+
+// buryZombies tries again to take down what could not be taken down before.
+func (a *Agent) buryZombies(ctx context.Context) {
+	a.mu.Lock()
+	list := make([]*machine, 0, len(a.zombies))
+	for _, mc := range a.zombies {
+		list = append(list, mc)
+	}
+	a.mu.Unlock()
+	for _, mc := range list {
+		a.discard(ctx, mc)
+	}
+}
+
+// dir returns a path below the data directory.
+func (a *Agent) dir(elem ...string) string {
+	return filepath.Join(append([]string{a.cfg.Dir}, elem...)...)
+}

@@ -1,0 +1,93 @@
+package agent
+
+import (
+	"container/list"
+	"context"
+	"sync"
+
+	"hearth/internal/hearth"
+)
+
+// urgency says who waits for a start.
+type urgency int
+
+const (
+	user       urgency = iota // somebody waits for it
+	background                // a pool; goes only when no user waits
+)
+
+// queue lets a bounded number of machines start at once, first come first
+// served, so that a burst is worked off at the host's pace instead of
+// collapsing it.
+type queue struct {
+	mu      sync.Mutex
+	free    int
+	limit   int // users that may wait
+	waiting [2]*list.List
+	active  int
+}
+
+func newQueue(width, limit int) *queue {
+	return &queue{free: width, limit: limit, waiting: [2]*list.List{list.New(), list.New()}}
+}
+
+// enter waits for a turn; leave ends it and may be called once. A user who
+// finds the queue full gets ResourceExhausted at once.
+func (q *queue) enter(ctx context.Context, u urgency) (leave func(), err error) {
+	if ctx.Err() != nil {
+		return nil, ended(ctx)
+	}
+	q.mu.Lock()
+	if q.free > 0 && q.waiting[user].Len() == 0 && (u == user || q.waiting[background].Len() == 0) {
+		q.free--
+		q.active++
+		q.mu.Unlock()
+		return q.leave, nil
+	}
+	line := q.waiting[u]
+	if n := line.Len(); u == user && n >= q.limit {
+		q.mu.Unlock()
+		return nil, hearth.Errorf(hearth.ResourceExhausted,
+			"the node is busy: %d starts wait for their turn, which is the limit; try again in a few seconds", n)
+	}
+	turn := make(chan struct{})
+	at := line.PushBack(turn)
+	q.mu.Unlock()
+
+	select {
+	case <-turn:
+		return q.leave, nil
+	case <-ctx.Done():
+	}
+	q.mu.Lock()
+	select {
+	case <-turn: // it was granted meanwhile: pass it on
+		q.mu.Unlock()
+		q.leave()
+	default:
+		line.Remove(at)
+		q.mu.Unlock()
+	}
+	return nil, ended(ctx)
+}
+
+func (q *queue) leave() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, line := range q.waiting {
+		if first := line.Front(); first != nil {
+			line.Remove(first)
+			close(first.Value.(chan struct{}))
+			return
+		}
+	}
+	q.free++
+	q.active--
+}
+
+// load reports how many starts run and how many users wait.
+func (q *queue) load() (active, waiting int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.active, q.waiting[user].Len()
+}

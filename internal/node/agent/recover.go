@@ -1,0 +1,284 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+	"hearth/internal/node/agent/shelf"
+)
+
+// Open makes the data directory ready and takes up what an earlier process left:
+// sandboxes and pools that live are attached, the rest is taken down and
+// reported as events. After an error the agent can only be closed.
+func (a *Agent) Open(ctx context.Context) error {
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	list, err := a.journal.load()
+	if err != nil {
+		return shelf.DiskError(err, "the journal of machines cannot be read")
+	}
+	a.work.Add(1)
+	defer a.work.Done()
+	var all batch
+	for _, rec := range list {
+		all.do(func() error { a.recover(ctx, rec); return nil })
+	}
+	_ = all.wait() // recover reports
+	if err := a.sweepDirs(ctx); err != nil {
+		return err
+	}
+	if err := a.deps.Network.Sweep(ctx, a.slots()); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.state != made {
+		return errClosed()
+	}
+	a.state = open
+	if n := len(list); n > 0 {
+		a.log.Info("machines of an earlier process taken up", "found", n, "sandboxes", len(a.boxes))
+	}
+	return nil
+}
+
+// prepare makes directories and the key, and asks what drivers and host can do.
+func (a *Agent) prepare(ctx context.Context) error {
+	if !filepath.IsAbs(a.cfg.Dir) {
+		return hearth.Errorf(hearth.InvalidArgument, "the node's directory %q is not absolute", a.cfg.Dir)
+	}
+	for _, d := range []string{"restore", "checkpoint"} { // never needed by a later process
+		if err := os.RemoveAll(a.dir(d)); err != nil {
+			return shelf.DiskError(err, "the node's directory cannot be cleaned")
+		}
+	}
+	for _, d := range []string{"machines", "run", "restore", "checkpoint"} {
+		if err := os.MkdirAll(a.dir(d), 0o700); err != nil {
+			return shelf.DiskError(err, "the node's directory cannot be made")
+		}
+	}
+	key, err := loadKey(a.dir("control.key"))
+	if err != nil {
+		return shelf.DiskError(err, "the node's control key cannot be read or made")
+	}
+	caps := map[string]driver.Capabilities{}
+	var unable []error
+	for name, d := range a.deps.Drivers {
+		c, err := d.Probe(ctx)
+		if err != nil {
+			unable = append(unable, err)
+			a.log.Warn("a driver cannot run here", "driver", name, "err", err)
+			continue
+		}
+		caps[name] = c
+	}
+	if len(caps) == 0 {
+		return errors.Join(append(unable, hearth.Errorf(hearth.FailedPrecondition, "no driver can run on this host"))...)
+	}
+	m, err := a.deps.Memory()
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.key, a.caps = key, caps
+	a.total = a.capacity(m)
+	a.poolMemory = a.cfg.PoolMemory
+	if a.poolMemory <= 0 {
+		a.poolMemory = m.Total / 4
+	}
+	return nil
+}
+
+const keyBytes = 32
+
+// loadKey reads the control key, made when it is not there.
+func loadKey(path string) ([]byte, error) {
+	key, err := os.ReadFile(path)
+	if err == nil && len(key) == keyBytes {
+		return key, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	key = make([]byte, keyBytes)
+	rand.Read(key) // never fails
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Write(key)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return nil, err
+	}
+	return key, os.Rename(path+".new", path)
+}
+
+// recover takes up one machine, or takes it down.
+func (a *Agent) recover(ctx context.Context, rec record) {
+	mc := newMachine(rec)
+	var err error
+	switch {
+	case rec.Phase == running, rec.Phase == pausing:
+		err = a.adoptSandbox(ctx, mc)
+	case rec.Phase == pooled && rec.Sandbox == nil:
+		err = a.adoptPooled(ctx, mc)
+	default:
+		err = hearth.Errorf(hearth.Unavailable, "the node restarted before the sandbox had started")
+	}
+	if err == nil {
+		return
+	}
+	a.discard(ctx, mc)
+	if rec.Sandbox == nil {
+		return
+	}
+	state, reason := hearth.Stopped, shown(err)
+	if _, owner, ferr := a.shelf.Find(ctx, rec.Into); rec.Into != "" && ferr == nil && owner == rec.Sandbox.ID {
+		state, reason = hearth.Paused, "" // it was whole; Pause returns it again
+	}
+	a.log.Warn("a sandbox did not outlive the restart", "sandbox", rec.Sandbox.ID, "state", state, "err", err)
+	a.publish(rec.Sandbox.ID, rec.Sandbox.Generation, state, reason)
+}
+
+// shown is the part of an error that others may see.
+func shown(err error) string {
+	if e, ok := errors.AsType[*hearth.Error](err); ok {
+		return e.Msg
+	}
+	return "internal error"
+}
+
+// attach finds a machine and takes its slot.
+func (a *Agent) attach(ctx context.Context, mc *machine) error {
+	d := a.deps.Drivers[mc.rec.Handle.Driver]
+	if d == nil {
+		return hearth.Errorf(hearth.FailedPrecondition, "driver %q is gone from this node", mc.rec.Handle.Driver)
+	}
+	live, err := d.Attach(ctx, mc.rec.Handle)
+	for try := 0; err != nil && hearth.KindOf(err) != hearth.NotFound && try < 3 && ctx.Err() == nil; try++ {
+		pause(ctx, 100*time.Millisecond<<try)
+		live, err = d.Attach(ctx, mc.rec.Handle)
+	}
+	if err != nil {
+		if hearth.KindOf(err) == hearth.NotFound {
+			return hearth.Wrap(hearth.NotFound, err, "the sandbox ended while the node was down")
+		}
+		return err
+	}
+	mc.live = live
+	a.watch(mc)
+	slot, err := a.deps.Network.Attach(ctx, mc.rec.Slot)
+	if err != nil {
+		return err
+	}
+	mc.net = slot.Net
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// adoptSandbox takes up a running sandbox. A pause that was cut short is taken back.
+func (a *Agent) adoptSandbox(ctx context.Context, mc *machine) error {
+	s := mc.rec.Sandbox
+	if s == nil {
+		return hearth.Errorf(hearth.Internal, "the machine's record names no sandbox")
+	}
+	if err := a.attach(ctx, mc); err != nil {
+		return err
+	}
+	if err := a.deps.Network.SetPolicy(ctx, mc.rec.Slot, s.Network); err != nil {
+		return err
+	}
+	g := a.guestOf(mc)
+	if mc.rec.Phase == pausing {
+		if err := mc.live.Thaw(ctx); err != nil {
+			return err
+		}
+		ictx, cancel := context.WithTimeout(ctx, quiesceTimeout)
+		defer cancel()
+		if err := a.unseal(ictx, mc, g); err != nil {
+			return err
+		}
+		if err := a.shelf.Remove(ctx, mc.rec.Into); err != nil { // only now: else it would be all there is
+			a.log.Warn("files of an abandoned snapshot remain", "snapshot", mc.rec.Into, "err", err)
+		}
+		mc.rec.Into = ""
+	}
+	_, err := a.register(ctx, mc, g)
+	return err
+}
+
+// adoptPooled puts a machine back into its pool. Keep decides later whether it stays.
+func (a *Agent) adoptPooled(ctx context.Context, mc *machine) error {
+	if err := a.attach(ctx, mc); err != nil {
+		return err
+	}
+	u, err := mc.live.Usage(ctx)
+	if err != nil {
+		return err
+	}
+	mc.size = u.Memory
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if mc.life.Err() != nil {
+		return ended(mc.life)
+	}
+	p := a.poolOf(mc.rec.Restored)
+	p.ready, p.size = append(p.ready, mc), mc.size
+	return nil
+}
+
+// slots lists the slots that machines hold, the undead included.
+func (a *Agent) slots() []int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var list []int
+	for _, b := range a.boxes {
+		list = append(list, b.mc.rec.Slot)
+	}
+	for _, p := range a.pools {
+		for _, mc := range p.ready {
+			list = append(list, mc.rec.Slot)
+		}
+	}
+	for _, mc := range a.zombies {
+		list = append(list, mc.rec.Slot)
+	}
+	return slices.DeleteFunc(list, func(i int) bool { return i == noSlot })
+}
+
+// sweepDirs removes machines' directories that no record names.
+func (a *Agent) sweepDirs(ctx context.Context) error {
+	entries, err := os.ReadDir(a.dir("run"))
+	if err != nil {
+		return shelf.DiskError(err, "the machines' directory cannot be read")
+	}
+	for _, e := range entries {
+		if _, err := os.Stat(a.journal.path(e.Name())); err == nil {
+			continue
+		}
+		if driver.CheckID(e.Name()) == nil {
+			a.discard(ctx, newMachine(record{Phase: ending, Slot: noSlot, Handle: driver.Handle{ID: e.Name()}}))
+		} else if err := os.RemoveAll(a.dir("run", e.Name())); err != nil {
+			return shelf.DiskError(err, "a stray directory cannot be removed")
+		}
+	}
+	return nil
+}

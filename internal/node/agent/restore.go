@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"context"
+	"os"
+
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+	"hearth/internal/node/agent/shelf"
+)
+
+// driverFor chooses the driver and refuses a snapshot that it cannot restore,
+// before anything is read.
+func (a *Agent) driverFor(from *hearth.Snapshot) (driver.Driver, error) {
+	name := a.cfg.Driver
+	if from != nil {
+		name = from.Driver
+	}
+	a.mu.Lock()
+	caps, able := a.caps[name]
+	a.mu.Unlock()
+	switch {
+	case !able:
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %q does not run on this node", name)
+	case from != nil && from.Key != caps.Key:
+		return nil, hearth.Errorf(hearth.FailedPrecondition,
+			"snapshot %s needs %s %q, and this node has %q", from.ID, name, from.Key, caps.Key)
+	}
+	return a.deps.Drivers[name], nil
+}
+
+// layers returns the files of a build's layers.
+func (a *Agent) layers(ctx context.Context, b *hearth.Build) ([]string, error) {
+	paths := make([]string, 0, len(b.Layers))
+	for _, key := range b.Layers {
+		p, err := a.deps.Blobs.Path(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, p)
+	}
+	return paths, nil
+}
+
+// checkpoint makes a snapshot usable by a driver, in a directory of the machine's.
+func (a *Agent) checkpoint(ctx context.Context, machine string, s *hearth.Snapshot) (*driver.Checkpoint, error) {
+	if s == nil {
+		return nil, nil
+	}
+	dir := a.dir("restore", machine)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, shelf.DiskError(err, "the snapshot's directory cannot be made")
+	}
+	return a.shelf.Lay(ctx, s, dir)
+}

@@ -1,0 +1,32 @@
+package agent
+
+import "hearth/internal/hearth"
+
+const maxTombs = 4096
+
+// tombs remembers, of the sandboxes stopped last, the greatest generation, so
+// that a start that was overtaken by its stop does not bring the sandbox back.
+type tombs struct {
+	generation map[hearth.SandboxID]int64
+	order      []hearth.SandboxID
+}
+
+func (t *tombs) add(id hearth.SandboxID, generation int64) {
+	if t.generation == nil {
+		t.generation = map[hearth.SandboxID]int64{}
+	}
+	old, there := t.generation[id]
+	if !there {
+		t.order = append(t.order, id)
+	}
+	t.generation[id] = max(old, generation)
+	if len(t.order) > maxTombs {
+		delete(t.generation, t.order[0])
+		t.order = t.order[1:]
+	}
+}
+
+func (t *tombs) covers(id hearth.SandboxID, generation int64) bool {
+	g, there := t.generation[id]
+	return there && generation <= g
+}

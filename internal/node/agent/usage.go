@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"hearth/internal/hearth"
+	"hearth/internal/node"
+)
+
+// Memory is what a host has. Bytes.
+type Memory struct {
+	Total     int64
+	Available int64 // without swapping
+}
+
+// hostMemory reads /proc/meminfo.
+func hostMemory() (Memory, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return Memory{}, hearth.Wrap(hearth.Internal, err, "the host's memory cannot be read")
+	}
+	defer f.Close()
+	var m Memory
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		kib, _ := strconv.ParseInt(fields[1], 10, 64)
+		switch fields[0] {
+		case "MemTotal:":
+			m.Total = kib << 10
+		case "MemAvailable:":
+			m.Available = kib << 10
+		}
+	}
+	if err := lines.Err(); err != nil || m.Total == 0 {
+		return Memory{}, hearth.Wrap(hearth.Internal, err, "the host's memory cannot be read")
+	}
+	return m, nil
+}
+
+// capacity is what may be allocated: as configured, else what the host has.
+func (a *Agent) capacity(m Memory) hearth.Resources {
+	t := a.cfg.Total
+	t.VCPUs = cmp.Or(t.VCPUs, runtime.NumCPU())
+	t.MemoryMiB = cmp.Or(t.MemoryMiB, int(m.Total>>20))
+	var fs syscall.Statfs_t
+	if t.DiskMiB == 0 && syscall.Statfs(a.cfg.Dir, &fs) == nil {
+		t.DiskMiB = int(fs.Blocks * uint64(fs.Bsize) >> 20)
+	}
+	return t
+}
+
+// sample is what the CPU percentage is the difference to.
+type sample struct {
+	at  time.Time
+	cpu time.Duration
+	pct float64
+}
+
+// minSample is the least time over which a CPU percentage means something; asked
+// sooner, Usage repeats the one before.
+const minSample = 100 * time.Millisecond
+
+// Usage is what a sandbox uses by the host's accounting. CPUPct is 0 in the
+// first sample; Disk is 0, for a guest's writes count as its memory.
+func (a *Agent) Usage(ctx context.Context, id hearth.SandboxID) (node.Usage, error) {
+	b := a.box(id)
+	if b == nil {
+		return node.Usage{}, notFound(id)
+	}
+	u, err := b.mc.live.Usage(ctx)
+	if err != nil {
+		return node.Usage{}, err
+	}
+	now := a.now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if past := now.Sub(b.sample.at); b.sample.at.IsZero() || past >= minSample {
+		next := sample{at: now, cpu: u.CPU}
+		if !b.sample.at.IsZero() {
+			next.pct = max(0, 100*float64(u.CPU-b.sample.cpu)/float64(past))
+		}
+		b.sample = next
+	}
+	return node.Usage{
+		At: now, VCPUs: b.resources.VCPUs, CPUPct: b.sample.pct, Memory: u.Memory, MemoryMax: u.MemoryMax,
+		DiskMax: int64(b.resources.DiskMiB) << 20,
+	}, nil
+}
+
+// Status reports capacity and load. Allocated counts sandboxes, not pools,
+// which give way to them.
+func (a *Agent) Status(context.Context) (*hearth.NodeStatus, error) {
+	starts, waiting := a.queue.load()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := &hearth.NodeStatus{
+		ID: a.cfg.Node, Total: a.total, Starting: starts + waiting, Draining: a.state != open,
+		Cached: map[string]bool{}, SeenAt: a.now(),
+	}
+	for name := range a.caps {
+		s.Drivers = append(s.Drivers, name)
+	}
+	slices.Sort(s.Drivers)
+	for _, b := range a.boxes {
+		s.Allocated.VCPUs += b.resources.VCPUs
+		s.Allocated.MemoryMiB += b.resources.MemoryMiB
+		s.Allocated.DiskMiB += b.resources.DiskMiB
+		s.Cached[string(b.mc.rec.Build)] = true
+	}
+	for id, p := range a.pools {
+		s.Cached[string(id)] = true
+		s.Cached[string(p.build.ID)] = true
+	}
+	return s, nil
+}
+
+// Stats is how starts were served since the agent was made, and what the pools hold.
+type Stats struct {
+	Warm, Cold    int64 // starts from a pool, and the others
+	Pooled        int   // machines ready
+	PoolMemory    int64 // bytes they hold, machines being made included
+	Waiting       int   // users' starts that wait for their turn
+	Undead        int   // machines that could not be taken down yet
+	PoolReady     map[hearth.SnapshotID]int
+	ShortOfMemory bool
+}
+
+// Stats reports counters for metrics.
+func (a *Agent) Stats() Stats {
+	_, waiting := a.queue.load()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Stats{
+		Warm: a.warm, Cold: a.cold, Waiting: waiting, Undead: len(a.zombies), PoolMemory: a.held(),
+		ShortOfMemory: a.short, PoolReady: map[hearth.SnapshotID]int{},
+	}
+	for id, p := range a.pools {
+		s.Pooled += len(p.ready)
+		s.PoolReady[id] = len(p.ready)
+	}
+	return s
+}
+
+// Steps tells how long each part of a sandbox's start took, in order; nil when
+// it is not here or was started by an earlier process.
+func (a *Agent) Steps(id hearth.SandboxID) []Step {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b := a.boxes[id]; b != nil {
+		return slices.Clone(b.mc.took)
+	}
+	return nil
+}
