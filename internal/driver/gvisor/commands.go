@@ -1,0 +1,98 @@
+package gvisor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/subcommands"
+	"gvisor.dev/gvisor/runsc/cli"
+	"gvisor.dev/gvisor/runsc/cmd"
+	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
+	"gvisor.dev/gvisor/runsc/cmd/util"
+)
+
+const (
+	// launcherName is argv[0] of the process that creates one sandbox and ends.
+	launcherName = "hearth-machine"
+	// stockFlag marks the sandboxes of `hearth runsc`, which must run as plain
+	// gVisor does. It is a flag that means nothing without --debug, and the only
+	// thing that reaches the sandbox process: its environment is empty.
+	stockFlag = "--debug-command=stock"
+)
+
+// Main is the gVisor half of the program. The first thing a main function does
+// is to call it with os.Args: when it reports true the process was a sandbox, a
+// sandbox's launcher or `PROGRAM runsc ...`, and has done its work; main returns.
+//
+// `PROGRAM runsc ARGS` is gVisor's own command line as it is published, the
+// reference of benchmarks. With `PROGRAM runsc --precompiled ARGS` it uses the
+// precompiled seccomp filters, as the driver does.
+func Main(args []string) bool {
+	switch {
+	case len(args) == 0:
+		return false
+	case args[0] == launcherName:
+		os.Exit(launcherMain())
+	case strings.HasPrefix(filepath.Base(args[0]), "runsc"),
+		len(args) > 1 && args[0] == "/proc/self/exe" && args[1] == "umount":
+		runSentry(args)
+	case len(args) > 1 && args[1] == "runsc":
+		runStock(args[2:])
+	default:
+		return false
+	}
+	return true
+}
+
+// runStock rewrites the command line into runsc's own.
+func runStock(args []string) {
+	flag := stockFlag
+	if len(args) > 0 && args[0] == "--precompiled" {
+		flag, args = "--debug-command=", args[1:]
+	}
+	os.Args = slices.Concat([]string{"runsc", "--sidecar-usage-policy=" + sidecarPolicy, flag}, args)
+	runSentry(os.Args)
+}
+
+// runSentry runs gVisor's command line on os.Args. It does not return when it
+// fails, and ends the process with the command's status otherwise.
+func runSentry(args []string) {
+	stampVersion()
+	if !slices.Contains(args, stockFlag) {
+		if err := installPrograms(); err != nil {
+			fmt.Fprintln(os.Stderr, "seccomp programs of this build are damaged:", err)
+			os.Exit(128)
+		}
+	}
+	cli.Run(nil, commands(), []subcommands.Command{new(cmd.Platforms), new(cmd.Syscalls)})
+}
+
+// commands are the parts of runsc that a sandbox process is made of, and what a
+// benchmark or a person looking for a fault needs of the rest.
+func commands() map[util.SubCommand]string {
+	const user, internal = "", "internal use only"
+	return map[util.SubCommand]string{
+		new(sentrycmd.Boot):   internal,
+		new(sentrycmd.Umount): internal,
+		new(cmd.Gofer):        internal,
+		new(cmd.Checkpoint):   user,
+		new(cmd.Create):       user,
+		new(cmd.Debug):        user,
+		new(cmd.Delete):       user,
+		new(cmd.Exec):         user,
+		new(cmd.Kill):         user,
+		new(cmd.List):         user,
+		new(cmd.Pause):        user,
+		new(cmd.PS):           user,
+		new(cmd.Restore):      user,
+		new(cmd.Resume):       user,
+		new(cmd.Run):          user,
+		new(cmd.Spec):         user,
+		new(cmd.Start):        user,
+		new(cmd.State):        user,
+		new(cmd.Wait):         user,
+	}
+}

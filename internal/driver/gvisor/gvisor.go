@@ -1,0 +1,167 @@
+// Package gvisor runs machines in gVisor sandboxes. gVisor is compiled into this
+// binary: a sandbox is the binary itself, executed again, so nothing has to be
+// installed and host and sandbox can never be of different versions.
+//
+// A machine is one sandbox process with its children, in a cgroup of its own, in
+// a user namespace whose 65536 host users no other machine has, in the network
+// namespace of its slot. Its root file system is a read-only EROFS image that
+// all machines of a build share, below an overlay kept in memory. No file of the
+// host is reachable from it, so there is no file server process beside it.
+//
+// Memory: the overlay and tmpfs pages are host memory. A machine's cgroup limit
+// is therefore Resources.MemoryMiB + Resources.DiskMiB + sentryMiB, while the
+// guest is told MemoryMiB. Three quarters of DiskMiB are the root overlay's, a
+// quarter is /tmp's; writes beyond fail with ENOSPC inside the guest.
+//
+// On disk: a machine's bundle is in Spec.Dir; its control socket and state are
+// in Config.Root, named by ID; Config.Root/uids holds one symbolic link per range
+// of users in use, named by its number and pointing at the machine's ID.
+package gvisor
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"gvisor.dev/gvisor/pkg/log"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/flag"
+
+	"hearth/internal/hearth"
+)
+
+// Name is what Driver.Name returns and checkpoints carry.
+const Name = "gvisor"
+
+const (
+	sidecarPolicy = "LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK" // boot from this binary, not from files beside it
+	maxRoot       = 56                                         // socket path limit 107, less "/runsc-" + ID + ".sock"
+	maxUID        = 1<<32 - 1
+)
+
+// Config says where a driver keeps its state and what it runs.
+type Config struct {
+	// Root holds sockets and states of running machines; absolute, at most 56
+	// bytes, on a file system that a reboot empties. It is made when missing.
+	Root string
+	// Guest is an EROFS image mounted read-only at /.guest in every machine;
+	// empty mounts nothing. A checkpoint needs the image it was written with: one
+	// of another name is looked for in the same directory, so an upgrade that
+	// keeps the old image keeps old checkpoints.
+	Guest string
+	// Init is the guest's first process; empty means /.guest/hearth-guest.
+	Init []string
+	// Env is its environment; empty means a PATH.
+	Env []string
+	// Exe is the program whose main calls Main; empty means this one.
+	Exe string
+	// CgroupParent is the cgroup below which machines get theirs; empty means /hearth.
+	CgroupParent string
+	// UIDBase is the first host user of the first range; 0 means 1000000.
+	UIDBase uint32
+	// Log takes what happens to machines, and gVisor's own messages at Debug.
+	Log *slog.Logger
+}
+
+// Driver starts gVisor machines. Make one with New.
+type Driver struct {
+	cfg  Config
+	conf *config.Config // of the control calls
+	uids uidRanges
+}
+
+// New checks cfg and returns a driver. It neither reads nor writes the host.
+func New(cfg Config) (*Driver, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(cfg.Init) == 0 {
+		cfg.Init = []string{"/.guest/hearth-guest"}
+	}
+	if len(cfg.Env) == 0 {
+		cfg.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	}
+	if cfg.Exe == "" {
+		cfg.Exe = "/proc/self/exe"
+	}
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/hearth"
+	}
+	if cfg.UIDBase == 0 {
+		cfg.UIDBase = 1_000_000
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	conf, err := runtimeConfig(cfg.flags())
+	if err != nil {
+		return nil, err
+	}
+	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: debugWriter{cfg.Log}}})
+	log.SetLevel(log.Warning)
+	return &Driver{cfg: cfg, conf: conf, uids: uidRanges{dir: filepath.Join(cfg.Root, "uids"), base: cfg.UIDBase}}, nil
+}
+
+func (c Config) check() error {
+	switch {
+	case !filepath.IsAbs(c.Root) || filepath.Clean(c.Root) == "/":
+		return hearth.Errorf(hearth.InvalidArgument, "gvisor root %q is not an absolute directory", c.Root)
+	case len(c.Root) > maxRoot:
+		return hearth.Errorf(hearth.InvalidArgument, "gvisor root %q is longer than %d bytes", c.Root, maxRoot)
+	case c.Guest != "" && !filepath.IsAbs(c.Guest):
+		return hearth.Errorf(hearth.InvalidArgument, "guest image %q is not absolute", c.Guest)
+	case !strings.HasPrefix(c.CgroupParent, "/") || filepath.Clean(c.CgroupParent) != c.CgroupParent || c.CgroupParent == "/":
+		return hearth.Errorf(hearth.InvalidArgument, "cgroup parent %q is not a clean path below /", c.CgroupParent)
+	case c.UIDBase < 65536 || uint64(c.UIDBase) > maxUID-rangeSize:
+		return hearth.Errorf(hearth.InvalidArgument, "uid base %d is not within 65536 to %d", c.UIDBase, maxUID-rangeSize)
+	}
+	return nil
+}
+
+// flags are runsc's, for the launcher and, through it, the sandbox.
+func (c Config) flags() []string {
+	return []string{
+		"--root=" + c.Root,
+		"--platform=systrap",
+		"--network=sandbox",
+		"--overlay2=none", // the root's overlay is asked for by annotation
+		"--directfs=true", // the sandbox runs in the machine's user namespace
+		"--allow-suid=true",
+		"--host-settings=ignore",
+		"--restore-spec-validation=warning", // checkMatch is ours
+		"--sidecar-usage-policy=" + sidecarPolicy,
+	}
+}
+
+// withoutNetwork replaces the flag for a machine that has no slot.
+func withoutNetwork(flags []string) []string {
+	flags = slices.Clone(flags)
+	for i, f := range flags {
+		if strings.HasPrefix(f, "--network=") {
+			flags[i] = "--network=none"
+		}
+	}
+	return flags
+}
+
+// runtimeConfig parses flags into gVisor's configuration.
+func runtimeConfig(flags []string) (*config.Config, error) {
+	set := flag.NewFlagSet("runsc", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	config.RegisterFlags(set)
+	if err := set.Parse(flags); err != nil {
+		return nil, fmt.Errorf("gVisor does not know its flags: %w", err)
+	}
+	return config.NewFromFlags(set)
+}
+
+// debugWriter hands lines of gVisor's log to ours.
+type debugWriter struct{ log *slog.Logger }
+
+func (w debugWriter) Write(p []byte) (int, error) {
+	w.log.Debug("gvisor: " + strings.TrimSpace(string(p)))
+	return len(p), nil
+}

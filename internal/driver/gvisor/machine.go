@@ -1,0 +1,264 @@
+package gvisor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/sandbox"
+
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+)
+
+// Marks in a machine's directory that outlive this process. A freeze or a thaw
+// is a mark, a call, a mark: only a crash in the middle leaves an unsure one.
+const (
+	frozenMark = "frozen"
+	unsureMark = "unsure"
+)
+
+// machine is one running sandbox.
+type machine struct {
+	d     *Driver
+	id    string
+	dir   string
+	state machineState
+	box   *sandbox.Sandbox // its control socket
+	pidfd *os.File
+	con   *console // nil after Attach
+
+	turn   chan struct{} // holds one token: who has it may call the sandbox
+	frozen bool          // owned by the holder of turn
+
+	done chan struct{} // closed by watch
+	exit driver.Exit   // written before done is closed
+}
+
+// adopt makes a machine of a running sandbox and watches it.
+func (d *Driver) adopt(id, dir string, state machineState, con *console) (*machine, error) {
+	pidfd, err := state.openProcess()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hearth.Wrap(hearth.NotFound, err, "machine %s is gone", id)
+	}
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "machine %s cannot be watched", id)
+	}
+	m := &machine{
+		d: d, id: id, dir: dir, state: state, pidfd: pidfd, con: con,
+		box:  &sandbox.Sandbox{ID: id, ControlSocketPath: d.socket(id)},
+		turn: make(chan struct{}, 1),
+		done: make(chan struct{}),
+	}
+	m.box.Pid.Store(state.PID)
+	m.turn <- struct{}{}
+	go m.watch()
+	return m, nil
+}
+
+func (d *Driver) socket(id string) string {
+	return filepath.Join(d.cfg.Root, "runsc-"+id+".sock")
+}
+
+// Handle identifies the sandbox process by number, start time and executable.
+func (m *machine) Handle() driver.Handle {
+	raw, err := json.Marshal(m.state)
+	if err != nil {
+		raw = nil // plain numbers and strings: cannot fail
+	}
+	return driver.Handle{Driver: Name, ID: m.id, Dir: m.dir, State: raw}
+}
+
+// watch waits for the sandbox's end and says how it ended.
+func (m *machine) watch() {
+	conn, err := m.pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+	}
+	if err != nil {
+		m.d.cfg.Log.Error("machine cannot be watched any more", "id", m.id, "error", err)
+	}
+	m.exit = m.howEnded(conn)
+	if tail := m.con.tail(); m.exit.Code != 0 && tail != "" {
+		m.d.cfg.Log.Info("machine ended", "id", m.id, "reason", m.exit.Reason, "console", tail)
+	}
+	m.con.close()
+	_ = m.pidfd.Close()
+	close(m.done)
+}
+
+func (m *machine) howEnded(conn interface{ Control(func(uintptr)) error }) driver.Exit {
+	exit := driver.Exit{Code: -1, Reason: "ended, nobody saw how", At: time.Now()}
+	var status unix.WaitStatus
+	known := false
+	_ = conn.Control(func(fd uintptr) { status, known = exitStatus(int(fd), m.state) })
+	switch {
+	case known && status.Signaled():
+		exit.Code = 128 + int(status.Signal())
+		exit.Reason = "sandbox killed by " + unix.SignalName(status.Signal())
+	case known:
+		exit.Code = status.ExitStatus()
+		exit.Reason = fmt.Sprintf("guest's first process ended with %d", exit.Code)
+	}
+	const killed = 128 + int(unix.SIGKILL)
+	if m.d.cgroup(m.id).oomKills() > 0 && (exit.Code == killed || !known) {
+		exit.OOM = true
+		exit.Reason = fmt.Sprintf("out of memory: %d MiB of memory and %d MiB of disk are all it may use",
+			m.state.Resources.MemoryMiB, m.state.Resources.DiskMiB)
+	}
+	return exit
+}
+
+func (m *machine) Done() <-chan struct{} { return m.done }
+
+// Exit is zero while the machine runs.
+func (m *machine) Exit() driver.Exit {
+	select {
+	case <-m.done:
+		return m.exit
+	default:
+		return driver.Exit{}
+	}
+}
+
+// control runs one call to the sandbox while no other runs. A sandbox is hostile
+// and may never answer: when ctx ends first the call is abandoned, and later
+// ones wait for it until they give up or the machine is closed.
+func (m *machine) control(ctx context.Context, what string, call func() error) error {
+	select {
+	case <-m.turn:
+	case <-m.done:
+		return m.ended()
+	case <-ctx.Done():
+		return hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s: %s did not begin in time", m.id, what)
+	}
+	result := make(chan error, 1)
+	go func() {
+		defer func() { m.turn <- struct{}{} }()
+		result <- call()
+	}()
+	select {
+	case err := <-result:
+		if err == nil || hearth.KindOf(err) != hearth.Internal {
+			return err
+		}
+		return hearth.Wrap(hearth.Internal, err, "machine %s: %s failed", m.id, what)
+	case <-m.done:
+		return m.ended()
+	case <-ctx.Done():
+		return hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s: %s did not end in time", m.id, what)
+	}
+}
+
+func (m *machine) ended() error {
+	return hearth.Errorf(hearth.NotFound, "machine %s has ended: %s", m.id, m.exit.Reason)
+}
+
+// Freeze stops the guest's tasks in place.
+func (m *machine) Freeze(ctx context.Context) error {
+	return m.control(ctx, "freeze", func() error {
+		if m.frozen {
+			return nil
+		}
+		if err := m.switchTo(m.box.Pause, frozenMark); err != nil {
+			return err
+		}
+		m.frozen = true
+		return nil
+	})
+}
+
+// Thaw lets them go on.
+func (m *machine) Thaw(ctx context.Context) error {
+	return m.control(ctx, "thaw", func() error {
+		if !m.frozen {
+			return nil
+		}
+		if err := m.switchTo(m.box.Resume, ""); err != nil {
+			return err
+		}
+		m.frozen = false
+		return nil
+	})
+}
+
+// switchTo makes a call between two marks.
+func (m *machine) switchTo(call func(string) error, mark string) error {
+	unsure, frozen := filepath.Join(m.dir, unsureMark), filepath.Join(m.dir, frozenMark)
+	if err := os.WriteFile(unsure, nil, 0o600); err != nil {
+		return err
+	}
+	if err := call(m.id); err != nil {
+		return err // unsure indeed
+	}
+	if mark == frozenMark {
+		return os.Rename(unsure, frozen)
+	}
+	if err := os.Remove(frozen); err != nil {
+		return err
+	}
+	return os.Remove(unsure)
+}
+
+// Usage reads the machine's cgroup and its network interface.
+func (m *machine) Usage(context.Context) (driver.Usage, error) {
+	select {
+	case <-m.done:
+		return driver.Usage{}, m.ended()
+	default:
+	}
+	c := m.d.cgroup(m.id)
+	u := driver.Usage{CPU: c.cpuTime(), Memory: c.memory(), MemoryMax: memoryLimit(m.state.Resources)}
+	u.RxBytes, u.TxBytes = m.traffic()
+	return u, nil
+}
+
+// traffic reads the counters of the guest's interface, as the guest sees them.
+func (m *machine) traffic() (rx, tx int64) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", m.state.PID))
+	if err != nil {
+		return 0, 0
+	}
+	lines := bufio.NewScanner(bytes.NewReader(raw))
+	for lines.Scan() {
+		name, counters, _ := strings.Cut(lines.Text(), ":")
+		if f := strings.Fields(counters); strings.TrimSpace(name) == m.state.Net.Device && len(f) >= 9 {
+			rx, _ = strconv.ParseInt(f[0], 10, 64)
+			tx, _ = strconv.ParseInt(f[8], 10, 64)
+		}
+	}
+	return rx, tx
+}
+
+// Close kills the sandbox and removes all there is of the machine.
+func (m *machine) Close(ctx context.Context) error {
+	conn, err := m.pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
+	if err != nil && !errors.Is(err, os.ErrClosed) { // closed: it has ended
+		return hearth.Wrap(hearth.Internal, err, "machine %s cannot be killed", m.id)
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		return hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s did not die in time", m.id)
+	}
+	if err := m.d.release(ctx, m.id, m.dir, removeDir); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "machine %s is dead but not all of it could be removed", m.id)
+	}
+	return nil
+}

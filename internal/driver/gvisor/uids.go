@@ -1,0 +1,97 @@
+package gvisor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"hearth/internal/hearth"
+)
+
+const rangeSize = 65536 // host users per machine
+
+// uidRanges hands out ranges of host users. The record is a directory of
+// symbolic links, one per range in use: making one is atomic and carries the
+// owner's name, so a crash at any point leaves no range that nobody owns.
+type uidRanges struct {
+	dir  string
+	base uint32
+	mu   sync.Mutex
+}
+
+// take reserves a free range for a machine and returns its first host user.
+func (u *uidRanges) take(id string) (uint32, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err := os.MkdirAll(u.dir, 0o700); err != nil {
+		return 0, err
+	}
+	used, err := u.used()
+	if err != nil {
+		return 0, err
+	}
+	for n := 0; uint64(u.base)+uint64(n+1)*rangeSize <= maxUID; n++ {
+		if owner, taken := used[n]; taken {
+			if owner == id {
+				return 0, hearth.Errorf(hearth.AlreadyExists, "machine %s is already there", id)
+			}
+			continue
+		}
+		err := os.Symlink(id, filepath.Join(u.dir, strconv.Itoa(n)))
+		if errors.Is(err, fs.ErrExist) {
+			continue // another process of ours was faster
+		}
+		if err != nil {
+			return 0, err
+		}
+		return u.base + uint32(n)*rangeSize, nil
+	}
+	return 0, hearth.Errorf(hearth.ResourceExhausted, "no range of user IDs is free: %d are in use", len(used))
+}
+
+// free gives back what a machine has; having nothing is no error.
+func (u *uidRanges) free(id string) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	used, err := u.used()
+	if err != nil {
+		return err
+	}
+	for n, owner := range used {
+		if owner == id {
+			err = errors.Join(err, os.Remove(filepath.Join(u.dir, strconv.Itoa(n))))
+		}
+	}
+	return err
+}
+
+// used maps range numbers to owners.
+func (u *uidRanges) used() (map[int]string, error) {
+	entries, err := os.ReadDir(u.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	used := make(map[int]string, len(entries))
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("%s holds %q, which is no range of user IDs", u.dir, e.Name())
+		}
+		owner, err := os.Readlink(filepath.Join(u.dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // given back since
+		}
+		if err != nil {
+			return nil, err
+		}
+		used[n] = owner
+	}
+	return used, nil
+}
