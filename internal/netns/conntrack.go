@@ -37,11 +37,6 @@ func forget(h *netlink.Handle, which flows) error {
 	}
 }
 
-// of selects all connections from or to a guest.
-func of(guest netip.Addr) flows {
-	return func(source, destination netip.Addr) bool { return source == guest || destination == guest }
-}
-
 // denied selects a guest's connections which its policy does not allow.
 func denied(guest netip.Addr, policy Policy) flows {
 	return func(source, destination netip.Addr) bool {

@@ -34,20 +34,25 @@ func (t *table) register(index int, policy Policy) (before Policy, had bool, err
 	return before, had, err
 }
 
-// unregister removes a slot; without its entry its device can send nothing.
-func (t *table) unregister(index int) error {
+// unregister removes slots; without its entry a device can send nothing.
+func (t *table) unregister(indexes []int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	policy, had := t.slots[index]
-	if !had {
+	var old elements
+	policies := make(map[int]Policy)
+	for _, index := range indexes {
+		if policy, had := t.slots[index]; had {
+			policies[index] = policy
+			delete(t.slots, index)
+			old.slot(t.cfg.slot(index), policy)
+		}
+	}
+	if len(policies) == 0 {
 		return nil
 	}
-	delete(t.slots, index)
-	var old elements
-	old.slot(t.cfg.slot(index), policy)
 	err := t.commit(old, elements{})
 	if err != nil {
-		t.slots[index] = policy
+		maps.Copy(t.slots, policies)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,9 @@ type Manager struct {
 	slots map[int]status // every index that is not free
 	ready []*Slot        // unused slots, oldest first
 	next  int            // where to look for a free index: addresses are reused late
+	batch *batch         // slots to be removed next; nil: none
+
+	reaping sync.Mutex // held while a batch is removed
 
 	kick   chan struct{} // wakes the pool's filler
 	cancel context.CancelFunc
@@ -225,26 +229,6 @@ func (m *Manager) Release(ctx context.Context, s *Slot) error {
 	return m.destroy(s.Index)
 }
 
-// destroy cuts a slot off, then removes it. Its index stays reserved when that
-// fails, so that it can be tried again.
-func (m *Manager) destroy(index int) error {
-	m.mu.Lock()
-	if m.slots[index] == making {
-		m.mu.Unlock()
-		return nil // somebody else is at it
-	}
-	m.slots[index] = making
-	m.mu.Unlock()
-	s := m.cfg.slot(index)
-	err := errors.Join(m.table.unregister(index), m.demolish(s), forget(m.host, of(s.Guest.Addr())))
-	if err != nil {
-		m.setStatus(index, found)
-		return fmt.Errorf("removing network slot %d: %w", index, err)
-	}
-	m.setStatus(index, 0)
-	return nil
-}
-
 // Attach returns the slot with an index that an earlier process had, with the
 // policy it had. It fails with NotFound when the slot, or a part of it, is gone.
 func (m *Manager) Attach(ctx context.Context, index int) (*Slot, error) {
@@ -297,17 +281,11 @@ func (m *Manager) Sweep(ctx context.Context, keep []int) error {
 	for _, index := range keep {
 		kept[index] = true
 	}
-	var errs []error
-	for _, index := range left {
-		if status := m.status(index); kept[index] || status != found && status != 0 {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		errs = append(errs, m.destroy(index))
-	}
-	return errors.Join(errs...)
+	left = slices.DeleteFunc(left, func(index int) bool {
+		status := m.status(index)
+		return kept[index] || status != found && status != 0
+	})
+	return joined(m.destroyAll(left))
 }
 
 // Close stops the pool and removes its slots. Slots in use and the filter stay
@@ -329,11 +307,11 @@ func (m *Manager) stop() error {
 	ready := m.ready
 	m.ready = nil
 	m.mu.Unlock()
-	var errs []error
+	var unused []int
 	for _, s := range ready {
-		errs = append(errs, m.destroy(s.Index))
+		unused = append(unused, s.Index)
 	}
-	return errors.Join(errs...)
+	return joined(m.destroyAll(unused))
 }
 
 // Remove closes the Manager and removes everything the node has: all slots, the
@@ -342,10 +320,7 @@ func (m *Manager) Remove(ctx context.Context) error {
 	errs := []error{m.stop()}
 	defer m.host.Close()
 	left, err := m.leftovers()
-	errs = append(errs, err)
-	for _, index := range left {
-		errs = append(errs, m.destroy(index))
-	}
+	errs = append(errs, err, joined(m.destroyAll(left)))
 	for _, name := range m.table.routers() {
 		errs = append(errs, setting("ipv4/conf/"+name+"/forwarding", "0"))
 	}

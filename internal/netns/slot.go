@@ -201,20 +201,6 @@ func (m *Manager) demolish(s *Slot) error {
 	return errors.Join(m.removeDevice(s.HostDevice), unmount(s.NetNS))
 }
 
-func (m *Manager) removeDevice(name string) error {
-	link, err := m.host.LinkByName(name)
-	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("finding %s: %w", name, err)
-	}
-	if err := m.host.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("removing %s: %w", name, err)
-	}
-	return nil
-}
-
 func unmount(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // not mounted, not there

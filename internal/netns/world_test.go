@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -323,3 +324,19 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+func sysctl(t testing.TB, key string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sys/net/" + key)
+	must(t, err)
+	return strings.TrimSpace(string(b))
+}
+
+func prefixes(all ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range all {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
