@@ -22,7 +22,8 @@ type Store interface {
 	// Put stores size bytes of r; a shorter or longer r is an InvalidArgument.
 	Put(ctx context.Context, key string, r io.Reader, size int64) error
 
-	// Open reads n bytes from off; n < 0 reads to the end.
+	// Open reads n bytes from off; n < 0 reads to the end. A range that is not
+	// wholly inside the object is an InvalidArgument.
 	Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, error)
 
 	Stat(ctx context.Context, key string) (Info, error)
@@ -30,6 +31,8 @@ type Store interface {
 	// Delete of a missing key is not an error.
 	Delete(ctx context.Context, key string) error
 
+	// List yields the objects whose key begins with prefix, in the order of
+	// their keys. It ends after its first error.
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 }
 
@@ -40,7 +43,8 @@ type Local interface {
 	// Path returns the file of an object. It must not be written to.
 	Path(ctx context.Context, key string) (string, error)
 
-	// Adopt stores the file at path without copying it where the file system
-	// allows; the file is read-only from then on.
+	// Adopt stores the regular file at path without copying it where the file
+	// system allows; the file is read-only from then on, and its name at path
+	// stays for the caller to remove.
 	Adopt(ctx context.Context, key, path string) error
 }
