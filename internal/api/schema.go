@@ -44,11 +44,12 @@ type additional struct{ values *schema }
 
 // UnmarshalYAML reads "true" or a schema.
 func (a *additional) UnmarshalYAML(unmarshal func(any) error) error {
-	var free bool
-	if unmarshal(&free) == nil {
-		return nil
+	var free any
+	if err := unmarshal(&free); err != nil || free == true {
+		return err
 	}
-	return unmarshal(&a.values)
+	a.values = &schema{}
+	return unmarshal(a.values)
 }
 
 // compile replaces references and prepares patterns, in place.
