@@ -14,23 +14,23 @@
 // (see [Marker]); without it [Load] reports fs.ErrNotExist and the guest daemon does
 // not serve the two ports. The file for the usual image is
 //
-//	{
-//	  "python": "/opt/hearth/python/bin/python",
-//	  "kernel_dirs": ["/opt/hearth/python/share/jupyter/kernels"],
-//	  "preload": ["numpy", "pandas", "matplotlib.pyplot"],
-//	  "jupyter_server": true
-//	}
+//		{
+//		  "python": "/opt/hearth/python/bin/python",
+//		  "kernel_dirs": ["/opt/hearth/python/share/jupyter/kernels"],
+//		  "preload": ["numpy", "pandas", "matplotlib.pyplot"],
+//		  "jupyter_server": true
+//		}
 //
-//   - python (required): the interpreter of the default context. It must have ipykernel
-//     (6.17 or newer; 7.x is what is tested).
-//   - kernel_dirs: directories of Jupyter kernel specs, searched before
-//     /usr/local/share/jupyter/kernels and /usr/share/jupyter/kernels. A kernel found there
-//     is a language that contexts may use ("bash", "r", ...); it is started on first use.
-//     No kernel for "javascript" in the image: such calls answer 500 and say so.
-//   - preload: modules imported into the default kernel before it is reported ready, so
-//     that they are resident in a checkpoint. One that is not installed is skipped.
-//   - jupyter_server: whether "python -m jupyter_server" works; false makes port 8888
-//     answer 503 with the reason.
+//	  - python (required): the interpreter of the default context. It must have ipykernel
+//	    (6.17 or newer; 7.x is what is tested).
+//	  - kernel_dirs: directories of Jupyter kernel specs, searched before
+//	    /usr/local/share/jupyter/kernels and /usr/share/jupyter/kernels. A kernel found there
+//	    is a language that contexts may use ("bash", "r", ...); it is started on first use.
+//	    No kernel for "javascript" in the image: such calls answer 500 and say so.
+//	  - preload: modules imported into the default kernel before it is reported ready, so
+//	    that they are resident in a checkpoint. One that is not installed is skipped.
+//	  - jupyter_server: whether "python -m jupyter_server" works; false makes port 8888
+//	    answer 503 with the reason.
 //
 // The ready check of a template is GET :49999/health: 200 "OK" only once the default
 // kernel is warm.
