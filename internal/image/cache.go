@@ -142,6 +142,36 @@ func (c *Cache) clean(name string) {
 	}
 }
 
+// Sweep removes what crashed processes left half-made. What another process is
+// making at this moment is left alone.
+func (c *Cache) Sweep(context.Context) error {
+	list, err := os.ReadDir(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return hearth.Wrap(hearth.Internal, err, "cannot read the cache %s", c.dir)
+	}
+	for _, f := range list {
+		rest, temporary := strings.CutPrefix(f.Name(), ".")
+		cut := strings.LastIndexByte(rest, '-')
+		if !temporary || cut < 0 {
+			continue
+		}
+		lock, err := os.OpenFile(filepath.Join(c.dir, rest[:cut]+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return diskError(err, c.dir)
+		}
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = removeAll(filepath.Join(c.dir, f.Name()))
+		}
+		if err = errors.Join(err, lock.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sum hashes a file.
 func sum(ctx context.Context, path string) (string, int64, error) {
 	f, err := os.Open(path)

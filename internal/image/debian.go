@@ -3,7 +3,9 @@ package image
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,44 +21,69 @@ import (
 // the given packages, without recommended ones, documentation, manual pages and
 // translations, and Python packages on top.
 type Debian struct {
-	packages []string
-	python   []string
-	cache    *Cache
-	release  string // os-release of the host
+	spec    DebianSpec
+	cache   *Cache
+	release string // os-release of the host
 }
+
+// DebianSpec says what a Debian source holds.
+type DebianSpec struct {
+	Packages []string          // Debian packages
+	Python   []string          // requirements ("numpy", "pandas>=2.2,<3"), from wheels; Packages must have python3-pip
+	Drop     []string          // Python packages to remove again: required by others, needed by nobody
+	Files    map[string]string // content by absolute path; plain files of root, mode 0644
+}
+
+const maxSpec = 500 // names in each list of a DebianSpec
 
 var (
 	debianNameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`)
 	pythonSpecRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
 )
 
-// NewDebian checks the names of packages. python lists requirements ("numpy",
-// "pandas>=2.2,<3") that are installed from wheels, for which packages must
-// have python3 and python3-pip. cache keeps the unpacked packages, so that two
-// sources that differ in their Python packages alone share the long part.
-func NewDebian(cache *Cache, packages, python []string) (*Debian, error) {
-	for _, p := range packages {
-		if !debianNameRE.MatchString(p) {
-			return nil, hearth.Errorf(hearth.InvalidArgument, "debian: %q is not the name of a Debian package", p)
+// NewDebian checks the names. cache keeps the unpacked packages, so that two
+// sources with the same Packages share the long part.
+func NewDebian(cache *Cache, spec DebianSpec) (*Debian, error) {
+	d := &Debian{cache: cache, release: "/etc/os-release", spec: DebianSpec{
+		Packages: sorted(spec.Packages), Python: sorted(spec.Python), Drop: sorted(spec.Drop), Files: maps.Clone(spec.Files),
+	}}
+	for _, l := range []struct {
+		field, what string
+		list        []string
+		re          *regexp.Regexp
+	}{
+		{"packages", "the name of a Debian package", d.spec.Packages, debianNameRE},
+		{"python", "a requirement such as name>=1.2,<2", d.spec.Python, pythonSpecRE},
+		{"drop", "the name of a Python package", d.spec.Drop, pythonSpecRE},
+	} {
+		if len(l.list) > maxSpec {
+			return nil, hearth.Errorf(hearth.InvalidArgument, "%s: %d names are more than the %d allowed", l.field, len(l.list), maxSpec)
+		}
+		for _, p := range l.list {
+			if !l.re.MatchString(p) {
+				return nil, hearth.Errorf(hearth.InvalidArgument, "%s: %.100q is not %s", l.field, p, l.what)
+			}
 		}
 	}
-	for _, p := range python {
-		if !pythonSpecRE.MatchString(p) {
-			return nil, hearth.Errorf(hearth.InvalidArgument, "python: %q is not a requirement such as name>=1.2,<2", p)
+	for name := range d.spec.Files {
+		if !path.IsAbs(name) || path.Clean(name) != name || len(name) > maxPath || name == "/" {
+			return nil, hearth.Errorf(hearth.InvalidArgument, "files: %.100q is not a clean absolute path", name)
 		}
 	}
-	if len(python) > 0 && !slices.Contains(packages, "python3-pip") {
+	if len(spec.Python) > 0 && !slices.Contains(spec.Packages, "python3-pip") {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "python: packages need the Debian package python3-pip in the list")
 	}
-	d := &Debian{packages: slices.Clone(packages), python: slices.Clone(python), cache: cache, release: "/etc/os-release"}
-	slices.Sort(d.packages)
-	slices.Sort(d.python)
-	d.packages, d.python = slices.Compact(d.packages), slices.Compact(d.python)
 	return d, nil
 }
 
+func sorted(list []string) []string {
+	list = slices.Clone(list)
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 func (d *Debian) systemKey(h *aptHost) string {
-	return digest(append([]string{"debian", formatVersion, h.arch, strings.Join(d.packages, " ")}, h.suites()...)...)
+	return digest(append([]string{"debian", formatVersion, h.arch, strings.Join(d.spec.Packages, " ")}, h.suites()...)...)
 }
 
 // Key implements Source. It does not name the versions of the packages: an
@@ -66,10 +93,11 @@ func (d *Debian) Key(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(d.python) == 0 {
-		return d.systemKey(h), nil
+	parts := []string{"layers", formatVersion, d.systemKey(h), strings.Join(d.spec.Python, "\n"), strings.Join(d.spec.Drop, "\n")}
+	for _, name := range slices.Sorted(maps.Keys(d.spec.Files)) {
+		parts = append(parts, name, d.spec.Files[name])
 	}
-	return digest("python", formatVersion, d.systemKey(h), strings.Join(d.python, "\n")), nil
+	return digest(parts...), nil
 }
 
 // Unpack implements Source.
@@ -84,7 +112,7 @@ func (d *Debian) Unpack(ctx context.Context, dir string, report Progress) error 
 	}
 	defer os.RemoveAll(work)
 	var p *pip
-	if len(d.python) > 0 {
+	if len(d.spec.Python) > 0 {
 		version, err := h.python(ctx)
 		if err != nil {
 			return err
@@ -95,16 +123,37 @@ func (d *Debian) Unpack(ctx context.Context, dir string, report Progress) error 
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	if p != nil { // the network is idle while dpkg is busy
-		g.Go(func() error { return p.download(gctx, d.python, report) })
+		g.Go(func() error { return p.download(gctx, d.spec.Python, report) })
 	}
 	g.Go(func() error { return d.system(gctx, h, dir, report) })
 	if err := g.Wait(); err != nil {
 		return diskError(err, dir)
 	}
-	if p == nil {
-		return nil
+	if p != nil {
+		if err := p.install(ctx, dir, d.spec, report); err != nil {
+			return diskError(err, dir)
+		}
 	}
-	return diskError(p.install(ctx, dir, d.python, report), dir)
+	return diskError(d.files(dir), dir)
+}
+
+// files writes the plain files of the spec.
+func (d *Debian) files(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for name, content := range d.spec.Files {
+		name = name[1:]
+		if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := replaceFile(root, name, content, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // system unpacks the Debian packages into dir, from the cache if they are there.
@@ -168,10 +217,10 @@ func (d *Debian) bootstrap(ctx context.Context, h *aptHost, out string, report P
 	args = append(args,
 		`--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1"/etc/apt/sources.list.d/* "$1/etc/resolv.conf" "$1/etc/hostname"`,
 		`--customize-hook=rm -rf "$1"/var/log/apt/* "$1"/var/log/*.log "$1"/var/cache/debconf/*-old "$1"/var/lib/dpkg/*-old "$1"/var/cache/ldconfig/aux-cache`)
-	if len(d.packages) > 0 {
-		args = append(args, "--include="+strings.Join(d.packages, ","))
+	if len(d.spec.Packages) > 0 {
+		args = append(args, "--include="+strings.Join(d.spec.Packages, ","))
 	}
-	report.say(start, "packages", "installing %d Debian packages and what they need (%s, %s)", len(d.packages), h.codename, h.arch)
+	report.say(start, "packages", "installing %d Debian packages and what they need (%s, %s)", len(d.spec.Packages), h.codename, h.arch)
 	return run(ctx, command{
 		name: "mmdebstrap", pkg: "mmdebstrap", args: append(args, h.codename, out, list), alone: ownNamespaces,
 		env: append(os.Environ(), "LC_ALL=C", "TMPDIR="+work, "DEBIAN_FRONTEND=noninteractive"),

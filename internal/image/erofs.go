@@ -138,7 +138,10 @@ func seal(ctx context.Context, path string) (Image, error) {
 
 // copyCtx is io.Copy with a large buffer that ends soon after ctx.
 func copyCtx(ctx context.Context, w io.Writer, r io.Reader) (int64, error) {
-	buf := make([]byte, 1<<20)
+	return copyBuf(ctx, w, r, make([]byte, 1<<20))
+}
+
+func copyBuf(ctx context.Context, w io.Writer, r io.Reader, buf []byte) (int64, error) {
 	var n int64
 	for {
 		if err := ctx.Err(); err != nil {

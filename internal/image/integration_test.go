@@ -31,11 +31,15 @@ func TestDebianImage(t *testing.T) {
 		dir = t.TempDir()
 	}
 	cache := NewCache(dir)
-	src, err := NewDebian(cache, []string{"bash", "ca-certificates", "curl", "git", "iproute2", "less", "ncurses-bin", "procps", "python3", "python3-pip", "sudo"}, nil)
+	packages := []string{"bash", "ca-certificates", "curl", "git", "iproute2", "less", "ncurses-bin", "procps", "python3", "python3-pip", "sudo"}
+	src, err := NewDebian(cache, DebianSpec{Packages: packages})
 	if err != nil {
 		t.Fatal(err)
 	}
-	py, err := NewDebian(cache, src.packages, []string{"ipykernel", "jupyter_server", "numpy", "pandas>=2.2,<3", "matplotlib"})
+	py, err := NewDebian(cache, DebianSpec{
+		Packages: packages, Python: []string{"ipykernel", "numpy"}, Drop: []string{"debugpy"},
+		Files: map[string]string{"/etc/hearth/probe": "here\n"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

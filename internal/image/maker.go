@@ -46,6 +46,9 @@ func (m *Maker) Make(ctx context.Context, src Source, report Progress) (Image, e
 	return Image{Path: e.Path, Bytes: e.Bytes, SHA256: e.SHA256}, nil
 }
 
+// Sweep removes what a crash left half-made. Call it once, before Make.
+func (m *Maker) Sweep(ctx context.Context) error { return m.cache.Sweep(ctx) }
+
 func (m *Maker) fill(ctx context.Context, src Source, out string, report Progress) (err error) {
 	dir := filepath.Join(filepath.Dir(out), "root")
 	if err := os.Mkdir(dir, 0o755); err != nil {

@@ -94,7 +94,8 @@ func (p *pip) download(ctx context.Context, packages []string, report Progress) 
 // are set before compiling because a .pyc file holds its source's.
 const installScript = `set -e
 python3 -m pip install --quiet --no-index --find-links "$1" --only-binary=:all: --no-compile --no-cache-dir \
-  --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --break-system-packages -- "${@:2}"
+  --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --break-system-packages -- "${@:3}"
+test -z "$2" || python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore -- $2
 cd /usr/local/lib/python3*/dist-packages
 find . -type d \( -name tests -o -path './tornado/test' \) -prune -exec rm -rf {} +
 find /usr/local -exec touch -h -d @1577836800 {} +
@@ -103,7 +104,7 @@ find . -name __pycache__ -exec touch -d @1577836800 {} +
 `
 
 // install installs what download fetched into the root file system at dir.
-func (p *pip) install(ctx context.Context, dir string, packages []string, report Progress) error {
+func (p *pip) install(ctx context.Context, dir string, spec DebianSpec, report Progress) error {
 	start := time.Now()
 	inside := filepath.Join(dir, "run", "hearth-wheels")
 	if err := os.MkdirAll(filepath.Dir(inside), 0o755); err != nil {
@@ -116,9 +117,9 @@ func (p *pip) install(ctx context.Context, dir string, packages []string, report
 	line := `mount -t proc proc "$0/proc" && mount -t tmpfs none "$0/dev" && mkdir "$0/dev/shm"
 for d in null zero urandom random; do touch "$0/dev/$d" && mount --bind "/dev/$d" "$0/dev/$d"; done
 exec chroot "$0" "$@"`
-	args := []string{"-c", line, dir, "/bin/bash", "-c", installScript, "install", "/run/hearth-wheels"}
+	args := []string{"-c", line, dir, "/bin/bash", "-c", installScript, "install", "/run/hearth-wheels", strings.Join(spec.Drop, " ")}
 	err := run(ctx, command{
-		name: "bash", pkg: "bash", args: append(args, packages...), alone: offline,
+		name: "bash", pkg: "bash", args: append(args, spec.Python...), alone: offline,
 		env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"},
 	})
 	if err != nil {

@@ -33,6 +33,7 @@ type unpacker struct {
 	real    map[string]string    // directory -> the same without symbolic links
 	written map[string]struct{}  // by this layer, for whiteouts
 	oci     bool                 // names that begin with ".wh." delete
+	buf     []byte
 }
 
 const (
@@ -45,7 +46,7 @@ const (
 )
 
 func newUnpacker(root *os.Root, limits Limits) *unpacker {
-	return &unpacker{root: root, limits: limits, dirs: map[string]time.Time{}, real: map[string]string{}}
+	return &unpacker{root: root, limits: limits, dirs: map[string]time.Time{}, real: map[string]string{}, buf: make([]byte, 1<<18)}
 }
 
 // layer unpacks one tar stream.
@@ -268,15 +269,19 @@ func (u *unpacker) file(ctx context.Context, name string, r io.Reader, hdr *tar.
 	if hdr.Size < 0 || hdr.Size > u.limits.Bytes-u.bytes {
 		return hearth.Errorf(hearth.InvalidArgument, "the archive holds more than %d MiB, the limit of one image", u.limits.Bytes>>20)
 	}
-	if err := u.replace(name); err != nil {
-		return err
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL | unix.O_NOFOLLOW
+	f, err := u.root.OpenFile(name, flags, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		if err := u.replace(name); err != nil {
+			return err
+		}
+		f, err = u.root.OpenFile(name, flags, 0o600)
 	}
-	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	n, err := copyCtx(ctx, f, r)
+	n, err := copyBuf(ctx, f, r, u.buf)
 	u.bytes += n
 	if err != nil {
 		return err
