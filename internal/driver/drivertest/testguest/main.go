@@ -1,0 +1,186 @@
+// Command testguest is the first process of the machines that drivertest
+// starts: an HTTP server whose answers show what the driver did to its world.
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "wait" {
+		select {} // one of many, see fork
+	}
+	g := &guest{memory: map[string]string{}, started: time.Now()}
+	go g.tick()
+	fmt.Fprintln(os.Stderr, "testguest is up")
+	if err := http.ListenAndServe(":8080", g.routes()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+type guest struct {
+	ticks   atomic.Int64
+	started time.Time
+	mu      sync.Mutex
+	memory  map[string]string
+	ballast [][]byte
+}
+
+// tick counts hundredths of a second in which the guest could run.
+func (g *guest) tick() {
+	for range time.Tick(10 * time.Millisecond) {
+		g.ticks.Add(1)
+	}
+}
+
+func (g *guest) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ticks", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, g.ticks.Load()) })
+	mux.HandleFunc("/clock", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, time.Now().UnixNano()) })
+	mux.HandleFunc("/monotonic", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, int64(time.Since(g.started))) })
+	mux.HandleFunc("/memory", g.serveMemory)
+	mux.HandleFunc("/file", serveFile)
+	mux.HandleFunc("/random", serveRandom)
+	mux.HandleFunc("/hog", g.hog)
+	mux.HandleFunc("/fill", fill)
+	mux.HandleFunc("/fork", fork)
+	mux.HandleFunc("/mount", mount)
+	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code")) })
+	mux.HandleFunc("/console", func(_ http.ResponseWriter, r *http.Request) { flood(number(r, "mib")) })
+	return mux
+}
+
+func number(r *http.Request, name string) int {
+	n, _ := strconv.Atoi(r.FormValue(name))
+	return n
+}
+
+func (g *guest) serveMemory(w http.ResponseWriter, r *http.Request) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.Method == http.MethodPost {
+		g.memory[r.FormValue("key")] = r.FormValue("value")
+		return
+	}
+	fmt.Fprint(w, g.memory[r.FormValue("key")])
+}
+
+func serveFile(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost {
+		if err := os.WriteFile(r.FormValue("path"), []byte(r.FormValue("value")), 0o644); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+		return
+	}
+	raw, err := os.ReadFile(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	w.Write(raw)
+}
+
+// serveRandom draws from the kernel, without the buffers of any library.
+func serveRandom(w http.ResponseWriter, _ *http.Request) {
+	f, err := os.Open("/dev/urandom")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer f.Close()
+	device, library := make([]byte, 16), make([]byte, 16)
+	io.ReadFull(f, device)
+	rand.Read(library)
+	fmt.Fprint(w, hex.EncodeToString(device)+hex.EncodeToString(library))
+}
+
+// hog takes memory and writes to every page of it.
+func (g *guest) hog(w http.ResponseWriter, r *http.Request) {
+	for range number(r, "mib") {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		g.mu.Lock()
+		g.ballast = append(g.ballast, b)
+		g.mu.Unlock()
+	}
+	fmt.Fprint(w, "ok")
+}
+
+// fill writes a file until it may not, and answers with the MiB and the reason.
+func fill(w http.ResponseWriter, r *http.Request) {
+	f, err := os.Create(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i)
+	}
+	for n := range number(r, "mib") {
+		if _, err := f.Write(block); err != nil {
+			fmt.Fprintf(w, "%d %t", n, errors.Is(err, syscall.ENOSPC))
+			return
+		}
+	}
+	fmt.Fprintf(w, "%d false", number(r, "mib"))
+}
+
+// fork starts processes as user 1000 until it cannot, and answers how many.
+func fork(w http.ResponseWriter, r *http.Request) {
+	var started []*exec.Cmd
+	for range number(r, "max") {
+		cmd := exec.Command("/proc/self/exe", "wait")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(number(r, "uid")), Gid: 1000}}
+		if err := cmd.Start(); err != nil {
+			break
+		}
+		started = append(started, cmd)
+	}
+	fmt.Fprint(w, len(started))
+	for _, cmd := range started {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+}
+
+// mount does what root of a sandbox expects to be able to do.
+func mount(w http.ResponseWriter, _ *http.Request) {
+	if err := os.MkdirAll("/mnt/t", 0o755); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	if err := syscall.Mount("tmpfs", "/mnt/t", "tmpfs", 0, "size=1m"); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	fmt.Fprint(w, "ok")
+}
+
+// flood writes to the console.
+func flood(mib int) {
+	line := make([]byte, 1<<20)
+	for i := range line {
+		line[i] = 'x'
+	}
+	for range mib {
+		os.Stderr.Write(line)
+		os.Stdout.Write(line)
+	}
+}

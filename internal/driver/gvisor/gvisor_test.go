@@ -1,0 +1,164 @@
+package gvisor_test
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/drivertest"
+	"hearth/internal/driver/gvisor"
+	"hearth/internal/hearth"
+)
+
+// lab is what the tests of one run share: programs and images.
+type lab struct {
+	dir, exe, guest, root string
+}
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("gvisor: needs root")
+	}
+	mkfs, err := exec.LookPath("mkfs.erofs")
+	if err != nil {
+		t.Skip("gvisor: needs mkfs.erofs")
+	}
+	dir, err := os.MkdirTemp("/tmp", "hearth-gvisor-") // t.TempDir is too long a path for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxmain"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
+	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxmain")
+	must(t, os.MkdirAll(filepath.Join(dir, "g"), 0o755))
+	build(t, filepath.Join(dir, "g", "testguest"), "hearth/internal/driver/drivertest/testguest")
+	for _, d := range []string{"root", "tmp", "etc", "mnt", "var"} {
+		must(t, os.MkdirAll(filepath.Join(dir, "r", d), 0o755))
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "r/etc/hostname"), []byte("image\n"), 0o644))
+	run(t, mkfs, "--quiet", "-E", "noinline_data", l.guest, filepath.Join(dir, "g"))
+	run(t, mkfs, "--quiet", "-E", "noinline_data", l.root, filepath.Join(dir, "r"))
+	return l
+}
+
+func build(t testing.TB, out, pkg string) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build %s: %v\n%s", pkg, err, text)
+	}
+}
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if text, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, text)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// driver returns a driver on the lab's root, as a restarted process would.
+func (l *lab) driver(t testing.TB) driver.Driver {
+	t.Helper()
+	d, err := gvisor.New(gvisor.Config{
+		Root:         filepath.Join(l.dir, "run"),
+		Guest:        l.guest,
+		Init:         []string{"/.guest/testguest"},
+		Exe:          l.exe,
+		CgroupParent: "/hearth-test",
+		Log:          slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
+	})
+	must(t, err)
+	return d
+}
+
+// spec describes a machine in a network namespace of its own.
+func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
+	t.Helper()
+	dir := filepath.Join(l.dir, "m", id)
+	must(t, os.MkdirAll(dir, 0o700))
+	return driver.Spec{
+		ID: id, Dir: dir, Layers: []string{l.root}, Hostname: id,
+		Resources: hearth.Resources{VCPUs: 1, MemoryMiB: 128, DiskMiB: 64},
+		Net:       slot(t, number),
+	}
+}
+
+// slot makes a namespace joined to the host by a veth pair, for one machine.
+func slot(t testing.TB, number int) driver.Attachment {
+	t.Helper()
+	name := fmt.Sprintf("hgt%d", number)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	host, err := netns.Get()
+	must(t, err)
+	defer host.Close()
+	ns, err := netns.NewNamed(name)
+	must(t, err)
+	defer ns.Close()
+	must(t, netns.Set(host))
+	t.Cleanup(func() { _ = netns.DeleteNamed(name) })
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns)}
+	must(t, netlink.LinkAdd(veth))
+	t.Cleanup(func() { _ = netlink.LinkDel(veth) })
+	up := func(h *netlink.Handle, device, address string) {
+		link, err := h.LinkByName(device)
+		must(t, err)
+		a, err := netlink.ParseAddr(address)
+		must(t, err)
+		must(t, h.AddrAdd(link, a))
+		must(t, h.LinkSetUp(link))
+	}
+	outside, err := netlink.NewHandle()
+	must(t, err)
+	defer outside.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	must(t, err)
+	defer inside.Close()
+	lo, err := inside.LinkByName("lo")
+	must(t, err)
+	must(t, inside.LinkSetUp(lo))
+	up(outside, name, fmt.Sprintf("10.213.%d.1/30", number))
+	up(inside, "eth0", fmt.Sprintf("10.213.%d.2/30", number))
+	return driver.Attachment{
+		NetNS:   "/run/netns/" + name,
+		Guest:   netip.MustParsePrefix(fmt.Sprintf("10.213.%d.2/30", number)),
+		Gateway: netip.MustParseAddr(fmt.Sprintf("10.213.%d.1", number)),
+		Device:  "eth0",
+	}
+}
+
+func TestThin(t *testing.T) {
+	l := newLab(t)
+	d := l.driver(t)
+	caps, err := d.Probe(t.Context())
+	must(t, err)
+	t.Logf("%+v", caps)
+	m, err := d.Start(t.Context(), l.spec(t, "thin", 1))
+	must(t, err)
+	answer, err := drivertest.Open(m).Ask(t.Context(), "GET", "/clock", nil)
+	t.Log(answer, err)
+	u, err := m.Usage(t.Context())
+	t.Logf("%+v %v", u, err)
+	must(t, m.Close(t.Context()))
+	t.Logf("%+v", m.Exit())
+}
