@@ -82,6 +82,7 @@ var admitted = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/netns"},
 	"github.com/vishvananda/netns":           {"internal/netns"},
 	"github.com/google/nftables":             {"internal/netns"},
+	"github.com/mdlayher/netlink":            {"internal/netns"}, // socket options of nftables' connections
 	"github.com/google/go-containerregistry": {"internal/image"},
 	"modernc.org/sqlite":                     {"internal/store/sqlstore"},
 	"github.com/pressly/goose":               {"internal/store/sqlstore"},

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"bytes"
 	"maps"
 	"net/netip"
 	"slices"
@@ -9,20 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// register adds a slot, or changes its policy, in one transaction. It reports
-// the policy before, and whether the slot had one.
-func (t *table) register(index int, policy Policy) (before Policy, had bool, err error) {
+// register adds a slot, or changes its policy, in one transaction. It returns
+// the policy before, which is the zero one for a new slot.
+func (t *table) register(index int, policy Policy) (before Policy, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	before, had = t.slots[index]
+	before, had := t.slots[index]
 	if had && before.equal(policy) {
-		return before, had, nil
+		return before, nil
 	}
 	t.slots[index] = policy
 	var old, now elements
 	if had {
 		old.policy(t.cfg.slot(index), before)
 		now.policy(t.cfg.slot(index), policy)
+		old.without(&now)
 	} else {
 		now.slot(t.cfg.slot(index), policy)
 	}
@@ -31,7 +33,22 @@ func (t *table) register(index int, policy Policy) (before Policy, had bool, err
 			t.slots[index] = before
 		}
 	}
-	return before, had, err
+	return before, err
+}
+
+// without takes what e and other have in common out of both.
+func (e *elements) without(other *elements) {
+	for _, lists := range [][2]*[]nftables.SetElement{{&e.open, &other.open}, {&e.allow, &other.allow}, {&e.deny, &other.deny}} {
+		mine, theirs := *lists[0], *lists[1]
+		*lists[0] = slices.DeleteFunc(slices.Clone(mine), func(x nftables.SetElement) bool { return holds(theirs, x) })
+		*lists[1] = slices.DeleteFunc(slices.Clone(theirs), func(x nftables.SetElement) bool { return holds(mine, x) })
+	}
+}
+
+func holds(list []nftables.SetElement, x nftables.SetElement) bool {
+	return slices.ContainsFunc(list, func(y nftables.SetElement) bool {
+		return bytes.Equal(x.Key, y.Key) && bytes.Equal(x.KeyEnd, y.KeyEnd)
+	})
 }
 
 // unregister removes slots; without its entry a device can send nothing.
@@ -73,35 +90,36 @@ func (t *table) routed(device string) error {
 // commit deletes and adds elements. When others have changed the table it is
 // made anew from memory, which has the new state already.
 func (t *table) commit(old, now elements) error {
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
 	s := t.sets()
-	fill := filler{conn: conn}
+	fill := filler{conn: t.conn}
 	fill.del(s.slots, old.slots)
 	fill.del(s.guests, old.guests)
-	fill.del(s.closed, old.closed)
+	fill.del(s.open, old.open)
 	fill.del(s.allow, old.allow)
 	fill.del(s.deny, old.deny)
 	fill.add(s.slots, now.slots)
 	fill.add(s.guests, now.guests)
-	fill.add(s.closed, now.closed)
+	fill.add(s.open, now.open)
 	fill.add(s.allow, now.allow)
 	fill.add(s.deny, now.deny)
 	fill.add(s.uplinks, now.uplinks)
 	if fill.err != nil {
 		return fill.err
 	}
-	if err := conn.Flush(); err != nil {
-		return t.install()
+	if t.conn.Flush() == nil {
+		return nil
 	}
-	return nil
+	// What the failed transaction left unread on the connection goes with it.
+	_ = t.hangUp()
+	if err := t.dial(); err != nil {
+		return err
+	}
+	return t.install()
 }
 
 // elements is what some slots have in the sets.
 type elements struct {
-	slots, guests, closed, allow, deny, uplinks []nftables.SetElement
+	slots, guests, open, allow, deny, uplinks []nftables.SetElement
 }
 
 // elements returns what all registered slots have in the sets.
@@ -122,8 +140,8 @@ func (e *elements) slot(s *Slot, p Policy) {
 
 func (e *elements) policy(s *Slot, p Policy) {
 	guest := s.Guest.Addr().AsSlice()
-	if !p.Internet {
-		e.closed = append(e.closed, nftables.SetElement{Key: guest})
+	if p.Internet {
+		e.open = append(e.open, nftables.SetElement{Key: guest})
 	}
 	e.allow = append(e.allow, pairs(guest, p.AllowOut)...)
 	e.deny = append(e.deny, pairs(guest, p.DenyOut)...)

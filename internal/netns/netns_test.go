@@ -296,13 +296,13 @@ func TestPolicy(t *testing.T) {
 		policy          Policy
 		server, server2 bool
 	}{
-		{"default", DefaultPolicy(), true, true},
+		{"default", Policy{Internet: true}, true, true},
 		{"closed", Policy{}, false, false},
 		{"closed but for one", Policy{AllowOut: prefixes(server + "/32")}, true, false},
 		{"deny all but one", Policy{Internet: true, AllowOut: prefixes("203.0.113.128/25"), DenyOut: prefixes("0.0.0.0/0")}, false, true},
 		{"deny one", Policy{Internet: true, DenyOut: prefixes(server + "/32")}, false, true},
 		{"allow within deny", Policy{Internet: true, AllowOut: prefixes(server2 + "/32"), DenyOut: prefixes("203.0.113.0/24", "203.0.113.0/28")}, false, true},
-		{"open again", DefaultPolicy(), true, true},
+		{"open again", Policy{Internet: true}, true, true},
 	} {
 		setPolicy(t, m, s, test.policy)
 		if got := reaches(t, s, server, tcpPort); got != test.server {
@@ -345,13 +345,13 @@ func TestPolicyErrors(t *testing.T) {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{9, 9, byte(i >> 8), byte(i)}), 32)
 	}
 	for _, p := range []Policy{{DenyOut: many}, {AllowOut: prefixes("fd00::/8")}, {DenyOut: make([]netip.Prefix, 1)}} {
-		if err := m.SetPolicy(context.Background(), s, p); hearth.KindOf(err) != hearth.InvalidArgument {
+		if err := m.SetPolicy(context.Background(), s.Index, p); hearth.KindOf(err) != hearth.InvalidArgument {
 			t.Errorf("got %v", err)
 		}
 	}
 	setPolicy(t, m, s, Policy{Internet: true, DenyOut: many[:maxCIDRs], AllowOut: many[:maxCIDRs]})
-	must(t, m.Release(context.Background(), s))
-	if err := m.SetPolicy(context.Background(), s, Policy{}); hearth.KindOf(err) != hearth.FailedPrecondition {
+	must(t, m.Release(context.Background(), s.Index))
+	if err := m.SetPolicy(context.Background(), s.Index, Policy{}); hearth.KindOf(err) != hearth.FailedPrecondition {
 		t.Errorf("policy of a slot that is gone: %v", err)
 	}
 }
@@ -400,4 +400,3 @@ func TestFloodLimits(t *testing.T) {
 		t.Errorf("%d of 200 connections came through a limit of 10 a second", count["scan"])
 	}
 }
-

@@ -9,14 +9,12 @@ import (
 
 // Policy says what one sandbox may reach, within what every sandbox is always
 // denied. AllowOut is looked at first, then DenyOut, then Internet. IPv4 only.
+// The zero Policy, which a fresh slot has, allows nothing.
 type Policy struct {
 	Internet bool           // what matches neither list is allowed
 	AllowOut []netip.Prefix // allowed even if denied below
 	DenyOut  []netip.Prefix
 }
-
-// DefaultPolicy is the policy of a fresh slot: the internet, and no exceptions.
-func DefaultPolicy() Policy { return Policy{Internet: true} }
 
 // Allows reports whether the policy lets a sandbox connect to an address, apart
 // from the ranges that are always denied.
@@ -50,6 +48,14 @@ func (p Policy) normal() (Policy, error) {
 		out.DenyOut = nil
 	}
 	return out, nil
+}
+
+// loosens reports that whatever before allowed, p allows too, for the cases in
+// which that is plain to see.
+func (p Policy) loosens(before Policy) bool {
+	nothing := !before.Internet && len(before.AllowOut) == 0
+	all := p.Internet && len(p.DenyOut) == 0
+	return nothing || all || p.equal(before)
 }
 
 func (p Policy) equal(q Policy) bool {

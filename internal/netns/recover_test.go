@@ -48,7 +48,7 @@ func TestKillAndRecover(t *testing.T) {
 	if !reaches(t, a, server, tcpPort) { // allow beats deny
 		t.Error("a policy was lost")
 	}
-	setPolicy(t, second, b, DefaultPolicy())
+	setPolicy(t, second, b, Policy{Internet: true})
 	if !reaches(t, b, server2, tcpPort) {
 		t.Error("the policy of an attached slot cannot be changed")
 	}
@@ -64,7 +64,7 @@ func TestKillAndRecover(t *testing.T) {
 func crash(m *Manager) {
 	m.cancel()
 	m.done.Wait()
-	m.host.Close()
+	m.hangUp()
 }
 
 func TestHalfMadeSlotsAreSwept(t *testing.T) {
@@ -74,7 +74,7 @@ func TestHalfMadeSlotsAreSwept(t *testing.T) {
 	veth.PeerName = "hstpeer"
 	must(t, netlink.LinkAdd(veth))
 	must(t, os.WriteFile(m.cfg.slot(8).NetNS, nil, 0))
-	_, _, err := m.table.register(9, DefaultPolicy())
+	_, err := m.table.register(9, Policy{Internet: true})
 	must(t, err)
 	must(t, m.Sweep(context.Background(), nil))
 	if left, err := m.leftovers(); len(left) != 0 || err != nil {
@@ -90,15 +90,17 @@ func TestFilterComesBack(t *testing.T) {
 	flush := func() {
 		conn, err := connect()
 		must(t, err)
+		defer conn.CloseLasting()
 		conn.FlushRuleset()
 		must(t, conn.Flush())
 	}
 	flush()
 	deadline := time.Now().Add(10 * time.Second)
 	for there := false; !there; {
-		conn, err := connect()
-		must(t, err)
-		there, err = m.table.present(conn)
+		m.table.mu.Lock()
+		var err error
+		there, err = m.table.present()
+		m.table.mu.Unlock()
 		must(t, err)
 		if time.Now().After(deadline) {
 			t.Fatal("the filter did not come back")
@@ -145,8 +147,8 @@ func TestRunsOut(t *testing.T) {
 	if _, err := m.Acquire(context.Background()); hearth.KindOf(err) != hearth.ResourceExhausted {
 		t.Errorf("got %v", err)
 	}
-	must(t, m.Release(context.Background(), a))
-	must(t, m.Release(context.Background(), a))
+	must(t, m.Release(context.Background(), a.Index))
+	must(t, m.Release(context.Background(), a.Index))
 	acquire(t, m)
 }
 
@@ -187,6 +189,9 @@ func TestManyAtOnce(t *testing.T) {
 				t.Error(err)
 			}
 			all[i] = s
+			if err := m.SetPolicy(context.Background(), s.Index, Policy{Internet: true}); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 	g.Wait()
@@ -204,7 +209,7 @@ func TestManyAtOnce(t *testing.T) {
 	start = time.Now()
 	for _, s := range all {
 		g.Go(func() {
-			if err := m.Release(context.Background(), s); err != nil {
+			if err := m.Release(context.Background(), s.Index); err != nil {
 				t.Error(err)
 			}
 		})
@@ -238,10 +243,11 @@ func BenchmarkSlot(b *testing.B) {
 	var create, release time.Duration
 	for b.Loop() {
 		start := time.Now()
-		s := acquire(b, m)
+		s, err := m.Acquire(context.Background())
+		must(b, err)
 		create += time.Since(start)
 		start = time.Now()
-		must(b, m.Release(context.Background(), s))
+		must(b, m.Release(context.Background(), s.Index))
 		release += time.Since(start)
 	}
 	b.ReportMetric(float64(create.Microseconds())/1000/float64(b.N), "create-ms")
@@ -253,7 +259,15 @@ func BenchmarkSetPolicy(b *testing.B) {
 	m := manager(b, nil)
 	defer m.Remove(context.Background())
 	s := acquire(b, m)
-	for i := 0; b.Loop(); i++ {
-		setPolicy(b, m, s, Policy{Internet: i%2 == 0})
+	var open, shut time.Duration
+	for b.Loop() {
+		start := time.Now()
+		setPolicy(b, m, s, Policy{})
+		shut += time.Since(start)
+		start = time.Now()
+		setPolicy(b, m, s, Policy{Internet: true})
+		open += time.Since(start)
 	}
+	b.ReportMetric(float64(open.Microseconds())/1000/float64(b.N), "open-ms")
+	b.ReportMetric(float64(shut.Microseconds())/1000/float64(b.N), "shut-ms")
 }

@@ -21,6 +21,7 @@ type table struct {
 	devices string // beginning of the names of this node's host devices
 
 	mu      sync.Mutex
+	conn    *nftables.Conn // closing a connection makes the kernel wait, so it is kept
 	slots   map[int]Policy // registered slots, policies in normal form
 	uplinks []string       // devices on which this node turned forwarding on
 }
@@ -35,7 +36,7 @@ const (
 type sets struct {
 	slots     *nftables.Set // device . source: who may send as whom
 	guests    *nftables.Set // sources that are masqueraded
-	closed    *nftables.Set // sources without internet
+	open      *nftables.Set // sources that may reach what no list names
 	allow     *nftables.Set // source . destination range
 	deny      *nftables.Set // source . destination range
 	never     *nftables.Set // destination ranges
@@ -51,9 +52,9 @@ func (t *table) nft() *nftables.Table {
 	return &nftables.Table{Name: "hearth-" + t.cfg.Name, Family: nftables.TableFamilyINet}
 }
 
-// connect returns a connection for one transaction.
+// connect returns a connection to nftables.
 func connect() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+	return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return firstError(c.SetWriteBuffer(socketBuffer), c.SetReadBuffer(socketBuffer))
 	}))
 }
@@ -85,7 +86,7 @@ func (t *table) sets() *sets {
 		slots: set("slots", nftables.Set{Concatenation: true,
 			KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr)}),
 		guests:    set("guests", nftables.Set{}),
-		closed:    set("closed", nftables.Set{}),
+		open:      set("open", nftables.Set{}),
 		allow:     set("allow", nftables.Set{KeyType: pair, Concatenation: true, Interval: true}),
 		deny:      set("deny", nftables.Set{KeyType: pair, Concatenation: true, Interval: true}),
 		never:     set("never", ranges),
@@ -99,20 +100,27 @@ func (t *table) sets() *sets {
 }
 
 func (s *sets) all() []*nftables.Set {
-	return []*nftables.Set{s.slots, s.guests, s.closed, s.allow, s.deny, s.never, s.exempt,
+	return []*nftables.Set{s.slots, s.guests, s.open, s.allow, s.deny, s.never, s.exempt,
 		s.resolvers, s.uplinks, s.rate, s.udp, s.conns}
 }
+
+// dial connects to nftables; hang up ends it.
+func (t *table) dial() error {
+	conn, err := connect()
+	t.conn = conn
+	return err
+}
+
+func (t *table) hangUp() error { return t.conn.CloseLasting() }
 
 // load takes over what a table left by an earlier process holds: its slots with
 // their policies and the devices on which forwarding was turned on.
 func (t *table) load() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
-	if there, err := t.present(conn); err != nil || !there {
+	conn := t.conn
+	there, err := t.present()
+	if err != nil || !there {
 		return err
 	}
 	s := t.sets()
@@ -126,11 +134,11 @@ func (t *table) load() error {
 	for _, e := range read(s.slots) {
 		name := deviceName(e.Key)
 		if index, convErr := strconv.Atoi(strings.TrimPrefix(name, t.devices)); convErr == nil && index < t.cfg.capacity() && index >= 0 {
-			t.slots[index] = DefaultPolicy()
+			t.slots[index] = Policy{}
 		}
 	}
-	for _, e := range read(s.closed) {
-		t.change(e.Key, func(p *Policy) { p.Internet = false })
+	for _, e := range read(s.open) {
+		t.change(e.Key, func(p *Policy) { p.Internet = true })
 	}
 	for _, e := range read(s.allow) {
 		t.change(e.Key, func(p *Policy) { p.AllowOut = append(p.AllowOut, prefixOf(e)) })
@@ -181,8 +189,8 @@ func deviceName(key []byte) string {
 	return string(name)
 }
 
-func (t *table) present(conn *nftables.Conn) (bool, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+func (t *table) present() (bool, error) {
+	tables, err := t.conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, err
 	}
@@ -196,13 +204,9 @@ func (t *table) present(conn *nftables.Conn) (bool, error) {
 
 // ensure makes the table anew if it is gone, and reports whether it was.
 func (t *table) ensure() (bool, error) {
-	conn, err := connect()
-	if err != nil {
-		return false, err
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if there, err := t.present(conn); err != nil || there {
+	if there, err := t.present(); err != nil || there {
 		return false, err
 	}
 	return true, t.install()
@@ -217,10 +221,7 @@ func (t *table) replace() error {
 }
 
 func (t *table) install() error {
-	conn, err := connect()
-	if err != nil {
-		return err
-	}
+	conn := t.conn
 	nft := t.nft()
 	conn.AddTable(nft) // deleting what is not there is an error
 	conn.DelTable(nft)
@@ -249,7 +250,7 @@ func (t *table) install() error {
 	all := t.elements()
 	fill.add(s.slots, all.slots)
 	fill.add(s.guests, all.guests)
-	fill.add(s.closed, all.closed)
+	fill.add(s.open, all.open)
 	fill.add(s.allow, all.allow)
 	fill.add(s.deny, all.deny)
 	if fill.err != nil {
@@ -263,15 +264,11 @@ func (t *table) install() error {
 func (t *table) remove() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	conn, err := connect()
-	if err != nil {
+	if there, err := t.present(); err != nil || !there {
 		return err
 	}
-	if there, err := t.present(conn); err != nil || !there {
-		return err
-	}
-	conn.DelTable(t.nft())
-	return conn.Flush()
+	t.conn.DelTable(t.nft())
+	return t.conn.Flush()
 }
 
 // chains adds the table's rules, as the package comment tells them.
@@ -319,9 +316,9 @@ func (t *table) chains(conn *nftables.Conn, s *sets) {
 	c.add(forward, goTo(policy.Name))
 
 	c.add(policy, source(reg1), destination(word1), in(s.allow), goTo(admit.Name))
-	c.add(policy, source(reg1), in(s.closed), goTo(refuse.Name))
 	c.add(policy, source(reg1), destination(word1), in(s.deny), goTo(refuse.Name))
-	c.add(policy, goTo(admit.Name))
+	c.add(policy, source(reg1), in(s.open), goTo(admit.Name))
+	c.add(policy, goTo(refuse.Name))
 
 	c.add(admit, state(expr.CtStateBitNEW), over(s.conns, unix.NFT_DYNSET_OP_ADD, connections(t.cfg.Limits.Connections)), goTo(refuse.Name))
 	c.add(admit, accept())

@@ -207,6 +207,7 @@ func noTrace(t testing.TB, cfg Config) {
 	}
 	conn, err := connect()
 	must(t, err)
+	defer conn.CloseLasting()
 	tables, err := conn.ListTables()
 	must(t, err)
 	for _, table := range tables {
@@ -218,12 +219,13 @@ func acquire(t testing.TB, m *Manager) *Slot {
 	t.Helper()
 	s, err := m.Acquire(context.Background())
 	must(t, err)
+	setPolicy(t, m, s, Policy{Internet: true})
 	return s
 }
 
 func setPolicy(t testing.TB, m *Manager, s *Slot, p Policy) {
 	t.Helper()
-	must(t, m.SetPolicy(context.Background(), s, p))
+	must(t, m.SetPolicy(context.Background(), s.Index, p))
 }
 
 // within runs f on a thread that is in a network namespace.
@@ -339,4 +341,3 @@ func prefixes(all ...string) []netip.Prefix {
 	}
 	return out
 }
-
