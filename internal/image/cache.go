@@ -75,7 +75,8 @@ func (c *Cache) lock(ctx context.Context, name string) (unlock func(), err error
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			now := time.Now() // says when the entry was last used
+			return func() { f.Close() }, os.Chtimes(f.Name(), now, now)
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
@@ -142,8 +143,11 @@ func (c *Cache) clean(name string) {
 	}
 }
 
-// Sweep removes what crashed processes left half-made. What another process is
-// making at this moment is left alone.
+// unusedFor is how long an entry is kept that nobody takes.
+const unusedFor = 30 * 24 * time.Hour
+
+// Sweep removes what crashed processes left half-made, and entries that nobody
+// has taken for a month. What another process is making is left alone.
 func (c *Cache) Sweep(context.Context) error {
 	list, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -152,24 +156,35 @@ func (c *Cache) Sweep(context.Context) error {
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "cannot read the cache %s", c.dir)
 	}
+	old := time.Now().Add(-unusedFor)
 	for _, f := range list {
 		rest, temporary := strings.CutPrefix(f.Name(), ".")
-		cut := strings.LastIndexByte(rest, '-')
-		if !temporary || cut < 0 {
-			continue
+		if cut := strings.LastIndexByte(rest, '-'); temporary && cut > 0 {
+			err = c.remove(rest[:cut], f.Name())
+		} else if name, is := strings.CutSuffix(f.Name(), ".lock"); is {
+			if fi, ferr := f.Info(); ferr == nil && fi.ModTime().Before(old) {
+				err = c.remove(name, name, name+".json", name+".lock")
+			}
 		}
-		lock, err := os.OpenFile(filepath.Join(c.dir, rest[:cut]+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
-			return diskError(err, c.dir)
-		}
-		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			err = removeAll(filepath.Join(c.dir, f.Name()))
-		}
-		if err = errors.Join(err, lock.Close()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// remove removes files of an entry unless another process holds its lock.
+func (c *Cache) remove(name string, files ...string) error {
+	lock, err := os.OpenFile(filepath.Join(c.dir, name+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return diskError(err, c.dir)
+	}
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		for _, f := range files {
+			err = errors.Join(err, removeAll(filepath.Join(c.dir, f)))
+		}
+	}
+	return errors.Join(err, lock.Close())
 }
 
 // sum hashes a file.

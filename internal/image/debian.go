@@ -231,3 +231,6 @@ func (d *Debian) bootstrap(ctx context.Context, h *aptHost, out string, report P
 		},
 	})
 }
+
+// Packages lists the Debian packages that were asked for, sorted.
+func (d *Debian) Packages() []string { return slices.Clone(d.spec.Packages) }
