@@ -210,7 +210,7 @@ func TestKeys(t *testing.T) {
 	keys := auth.NewKeys(st, func() time.Time { return now })
 	ctx := context.Background()
 	for range 3 {
-		team, err := keys.Resolve(ctx, key, "127.0.0.1:5")
+		team, err := keys.Team(ctx, key)
 		if err != nil || team.ID != "t1" {
 			t.Fatal(team, err)
 		}
@@ -220,61 +220,60 @@ func TestKeys(t *testing.T) {
 		t.Errorf("the store was asked %d times, want once", st.asked)
 	}
 	for _, bad := range []string{"", "e2b_", "e2b_xyz", "E2B_00", key + "0", strings.ToUpper(key), key[1:], "e2b_" + strings.Repeat("0", 1<<16), "\x00"} {
-		if _, err := keys.Resolve(ctx, bad, "10.0.0.1:1"); hearth.KindOf(err) != hearth.Unauthenticated {
+		if _, err := keys.Team(ctx, bad); hearth.KindOf(err) != hearth.Unauthenticated {
 			t.Errorf("key %.50q: %v", bad, err)
 		}
 	}
 	now = now.Add(time.Minute)
 	delete(st.keys, row.Hash)
-	if _, err := keys.Resolve(ctx, key, "127.0.0.1:5"); hearth.KindOf(err) != hearth.Unauthenticated {
+	if _, err := keys.Team(ctx, key); hearth.KindOf(err) != hearth.Unauthenticated {
 		t.Errorf("a removed key after a minute: %v", err)
 	}
 	st.err = hearth.Errorf(hearth.Unavailable, "away")
-	if _, err := keys.Resolve(ctx, key, "127.0.0.1:5"); hearth.KindOf(err) != hearth.Unavailable {
+	if _, err := keys.Team(ctx, key); hearth.KindOf(err) != hearth.Unavailable {
 		t.Errorf("with the store away: %v", err)
 	}
 }
 
 func TestBruteForce(t *testing.T) {
 	now := time.Unix(1000, 0)
-	key, row := auth.NewKey("t1", "", now)
-	other, otherRow := auth.NewKey("t1", "", now)
-	st := &fakeTeams{keys: map[string]hearth.TeamID{row.Hash: "t1", otherRow.Hash: "t1"}}
-	keys := auth.NewKeys(st, func() time.Time { return now })
-	ctx := context.Background()
-	guess := func(remote string) hearth.Kind {
-		_, err := keys.Resolve(ctx, hearth.NewAPIKey(), remote)
-		return hearth.KindOf(err)
-	}
-	if _, err := keys.Resolve(ctx, key, "[2001:db8::1]:9"); err != nil {
-		t.Fatal(err)
-	}
+	keys := auth.NewKeys(&fakeTeams{}, func() time.Time { return now })
 	n := 0
-	for ; guess(fmt.Sprintf("[2001:db8::%x]:80", n)) == hearth.Unauthenticated && n < 1000; n++ {
+	for remote := "2001:db8::1"; keys.Wait(remote) == 0 && n < 1000; n++ {
+		keys.Failed(remote)
+		remote = fmt.Sprintf("[2001:db8::%x]:80", n) // the same /64
 	}
 	if n != 20 {
 		t.Errorf("%d guesses were let through, want 20", n)
 	}
-	asked := st.asked
-	if guess("2001:db8::77") != hearth.ResourceExhausted || st.asked != asked {
-		t.Error("a blocked address still reaches the store")
+	if got := keys.Wait("2001:db8::77"); got != 3*time.Second {
+		t.Errorf("the address waits %s, want 3s", got)
 	}
-	if _, err := keys.Resolve(ctx, other, "2001:db8::1"); hearth.KindOf(err) != hearth.ResourceExhausted {
-		t.Errorf("a blocked address tells good keys from bad ones: %v", err)
-	}
-	if _, err := keys.Resolve(ctx, key, "2001:db8::1"); err != nil {
-		t.Errorf("a key in use is refused: %v", err)
-	}
-	if got := guess("[2001:db8:0:1::1]:80"); got != hearth.Unauthenticated {
-		t.Errorf("the neighbour gets %s", got)
+	for _, other := range []string{"[2001:db8:0:1::1]:80", "10.0.0.1:5", "no address"} {
+		if got := keys.Wait(other); got != 0 {
+			t.Errorf("%s waits %s", other, got)
+		}
 	}
 	now = now.Add(3 * time.Second)
-	if a, b := guess("2001:db8::1"), guess("2001:db8::1"); a != hearth.Unauthenticated || b != hearth.ResourceExhausted {
-		t.Errorf("after one interval: %s, %s", a, b)
+	if got := keys.Wait("2001:db8::1"); got != 0 {
+		t.Errorf("after one interval the address waits %s", got)
 	}
-	now = now.Add(-time.Hour) // a clock that jumps back must not panic or free anyone
-	if got := guess("2001:db8::1"); got != hearth.ResourceExhausted {
-		t.Errorf("after a clock jump: %s", got)
+	keys.Failed("2001:db8::1")
+	now = now.Add(-time.Hour) // a clock that jumps back frees nobody
+	if got := keys.Wait("2001:db8::1"); got <= 0 || got > time.Minute {
+		t.Errorf("after a clock jump the address waits %s", got)
+	}
+	for i := range 10_000 { // the table is bounded: this forgets the first address
+		keys.Failed(fmt.Sprintf("10.1.%d.%d", i/256, i%256))
+	}
+	if got := keys.Wait("2001:db8::1"); got != 0 {
+		t.Errorf("after 10,000 other addresses the first waits %s", got)
+	}
+	for range 25 {
+		keys.Failed("::ffff:10.9.9.9")
+	}
+	if keys.Wait("10.9.9.9:1") == 0 {
+		t.Error("an IPv4 address in IPv6 clothes is another")
 	}
 }
 
@@ -292,12 +291,14 @@ func TestKeysConcurrently(t *testing.T) {
 		wg.Go(func() {
 			for n := range 300 {
 				remote := fmt.Sprintf("10.%d.%d.%d:1", i, n/250, n%250)
-				if _, err := keys.Resolve(context.Background(), good[n%50], remote); err != nil {
+				if _, err := keys.Team(context.Background(), good[n%50]); err != nil {
 					t.Error(err)
 				}
-				if _, err := keys.Resolve(context.Background(), hearth.NewAPIKey(), remote); err == nil {
+				if _, err := keys.Team(context.Background(), hearth.NewAPIKey()); err == nil {
 					t.Error("a made-up key was accepted")
 				}
+				keys.Failed(remote)
+				keys.Wait(remote)
 			}
 		})
 	}

@@ -24,8 +24,8 @@ type teams interface {
 	TeamByKeyHash(ctx context.Context, hash string) (*hearth.Team, error)
 }
 
-// Keys resolves API keys to the teams they belong to. Wrong keys cost the
-// address they come from: after a few, it is refused for a while unseen.
+// Keys resolves API keys to the teams they belong to, and slows down who tries
+// keys: ask Wait before Team, and tell Failed after it.
 type Keys struct {
 	teams  teams
 	now    func() time.Time
@@ -47,30 +47,21 @@ func NewKeys(t teams, now func() time.Time) *Keys {
 	return &Keys{teams: t, now: now, limits: newLimiter(), known: map[string]*list.Element{}, order: list.New()}
 }
 
-// Resolve returns the team of an API key that came from the given remote
-// address, "host:port" or an IP address. Unauthenticated when the key is
-// missing or unknown; ResourceExhausted when the address had too many wrong
-// ones. A key that was good within the last minute is never refused.
-func (k *Keys) Resolve(ctx context.Context, key, remote string) (*hearth.Team, error) {
+// Team returns the team that an API key belongs to, Unauthenticated when the
+// key is missing or unknown. A removed key may be good for another minute.
+func (k *Keys) Team(ctx context.Context, key string) (*hearth.Team, error) {
 	if key == "" {
 		return nil, hearth.Errorf(hearth.Unauthenticated, "no API key: send it in the header X-API-KEY")
 	}
-	now := k.now()
-	hash := HashKey(key)
+	if !wellFormed(key) {
+		return nil, hearth.Errorf(hearth.Unauthenticated, "the API key is not valid: it must be e2b_ and hex digits")
+	}
+	now, hash := k.now(), HashKey(key)
 	if team, ok := k.lookup(hash, now); ok {
 		return team, nil
 	}
-	from := subject(remote)
-	if k.limits.blocked(from, now) {
-		return nil, hearth.Errorf(hearth.ResourceExhausted, "Rate limit exceeded: too many wrong API keys from this address, try again in a minute")
-	}
-	if !wellFormed(key) {
-		k.limits.failed(from, now)
-		return nil, hearth.Errorf(hearth.Unauthenticated, "the API key is not valid: it must begin with e2b_, followed by hex digits")
-	}
 	team, err := k.teams.TeamByKeyHash(ctx, hash)
 	if err != nil && hearth.KindOf(err) == hearth.NotFound {
-		k.limits.failed(from, now)
 		return nil, hearth.Errorf(hearth.Unauthenticated, "the API key is not valid")
 	}
 	if err != nil {
@@ -79,6 +70,13 @@ func (k *Keys) Resolve(ctx context.Context, key, remote string) (*hearth.Team, e
 	k.remember(hash, *team, now)
 	return team, nil
 }
+
+// Wait says for how long an address, an IP with or without a port, has to stay
+// away after the wrong keys it sent; zero lets it in.
+func (k *Keys) Wait(remote string) time.Duration { return k.limits.wait(subject(remote), k.now()) }
+
+// Failed counts a wrong key against an address.
+func (k *Keys) Failed(remote string) { k.limits.failed(subject(remote), k.now()) }
 
 func (k *Keys) lookup(hash string, now time.Time) (*hearth.Team, bool) {
 	k.mu.Lock()

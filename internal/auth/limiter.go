@@ -37,12 +37,17 @@ func newLimiter() *limiter {
 	return &limiter{by: map[netip.Prefix]*list.Element{}, order: list.New()}
 }
 
-// blocked reports whether the address has used up its failures.
-func (l *limiter) blocked(from netip.Prefix, now time.Time) bool {
+// wait is how long the address must not try again: zero until it has used up
+// its failures.
+func (l *limiter) wait(from netip.Prefix, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.by[from]
-	return e != nil && e.Value.(*offender).countAt(now) > failures-1
+	if e == nil {
+		return 0
+	}
+	over := e.Value.(*offender).countAt(now) - (failures - 1)
+	return max(0, time.Duration(over*float64(forgivesOne)))
 }
 
 // failed counts a failure. When the table is full, who failed longest ago is
