@@ -159,6 +159,10 @@ func endedEvent(k *kernel, err error) any {
 	case errors.Is(err, errRestarted):
 		name = "ContextRestarting"
 	case errors.Is(err, errKernelDied) && k != nil:
+		select {
+		case <-k.done:
+		case <-time.After(shutdownTime):
+		}
 		if _, exit := k.end(); exit != "" {
 			detail = "The kernel ended: " + exit
 		}

@@ -169,6 +169,8 @@ func (x *execution) reply(m message) {
 		return
 	}
 	switch c.Status {
+	case "ok":
+		x.outcome = outcome{} // errors that the code shows without failing are not its own
 	case "error":
 		x.fail(c.Name, c.Value, strings.Join(c.Trace, "\n"))
 	case "aborted", "abort":

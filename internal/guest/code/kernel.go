@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -131,8 +130,7 @@ func (s *Service) startKernel(ctx context.Context, spec kernelSpec, dir string) 
 
 // why is the last line a kernel that failed to start has written, else err.
 func (k *kernel) why(err error) string {
-	lines := strings.Split(strings.TrimSpace(k.log.String()), "\n")
-	if last := lines[len(lines)-1]; last != "" {
+	if last := k.log.last(); last != "" {
 		return last
 	}
 	return err.Error()
@@ -239,7 +237,11 @@ func (k *kernel) serve(exited <-chan struct{}) {
 	select {
 	case <-exited:
 	case <-k.gone: // it closed its sockets: it is ending, or useless
-		k.kill(errKernelDied)
+		select {
+		case <-exited:
+		case <-k.stop:
+		case <-time.After(shutdownTime):
+		}
 	}
 	select {
 	case <-k.gone: // the last output has been read

@@ -124,7 +124,7 @@ func (s *Service) launchLab(ctx context.Context) error {
 		}
 		select {
 		case <-l.exited:
-			return hearth.Errorf(hearth.Unavailable, "it ended: %s", clip(log.String()))
+			return hearth.Errorf(hearth.Unavailable, "it ended: %s", log.last())
 		case <-s.life.Done():
 			return errClosed
 		case <-ctx.Done():
@@ -139,7 +139,7 @@ func (s *Service) labArgv(socket string) []string {
 	return []string{
 		s.opts.Marker.Python, "-m", "jupyter_server",
 		"--ServerApp.sock=" + socket, "--ServerApp.sock_mode=0600",
-		"--IdentityProvider.token=", "--ServerApp.password=",
+		"--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.allow_root=True",
 		"--ServerApp.root_dir=" + s.opts.Home, "--ServerApp.open_browser=False",
 		"--ServerApp.allow_remote_access=True", "--ServerApp.allow_origin=*",
 		"--ServerApp.disable_check_xsrf=True",

@@ -3,6 +3,7 @@ package code
 import (
 	"context"
 	"io"
+	"strings"
 	"sync"
 	"syscall"
 )
@@ -52,8 +53,10 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string {
+// last is the last line written that is not blank, shortened.
+func (t *tail) last() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return string(t.buf)
+	lines := strings.Split(strings.TrimSpace(string(t.buf)), "\n")
+	return clip(lines[len(lines)-1])
 }

@@ -37,6 +37,10 @@ class ChartFormatter(BaseFormatter):
     print_method = ObjectName("_repr_e2b_chart_")
     _return_type = dict
 
+    def pop(self, typ, default=None):
+        """Keep figures: the inline backend takes them out of every formatter."""
+        return default
+
 
 def install(shell):
     """Register everything with an InteractiveShell."""

@@ -79,6 +79,7 @@ class HearthKernel(IPythonKernel):
         super().__init__(**kwargs)
         self.hearth_env = Environment()
         display.install(self.shell)
+        pressure.forget_outputs(self.shell)
 
     async def execute_request(self, stream, ident, parent):
         orders = (parent.get("metadata") or {}).get("hearth")

@@ -13,7 +13,7 @@ import threading
 import zmq
 from ipykernel.iostream import IOPubThread, OutStream
 
-QUEUE = 64  # messages in the output socket, and events waiting for it
+QUEUE = 32  # messages in the output socket, and events waiting for it
 CHUNK = 256 * 1024  # characters buffered in a stream before the writer waits
 
 
@@ -27,6 +27,26 @@ def lossless(context):
     finally:
         for option in options:
             context.sockopts.pop(option, None)
+
+
+class Forgotten(dict):
+    """Stands for the record IPython keeps of every output, and keeps nothing.
+
+    That record only serves the %notebook magic; a program that prints for hours
+    would fill its memory with it.
+    """
+
+    def __missing__(self, key):
+        return []
+
+    def __setitem__(self, key, value):
+        pass
+
+
+def forget_outputs(shell):
+    """Stop a shell from recording what it shows."""
+    if hasattr(shell.history_manager, "outputs"):
+        shell.history_manager.outputs = Forgotten()
 
 
 def _outside(thread):
@@ -58,9 +78,16 @@ def install():
         return schedule(self, function)
 
     def patient_write(self, string):
+        if not isinstance(string, str) or len(string) <= CHUNK:
+            return _write(self, string)
+        for start in range(0, len(string), CHUNK):
+            _write(self, string[start : start + CHUNK])
+        return len(string)
+
+    def _write(self, string):
         count = write(self, string)
         pending = getattr(self, "_hearth_pending", 0) + len(string)
-        if pending > CHUNK and _outside(self.pub_thread):
+        if pending >= CHUNK and _outside(self.pub_thread):
             pending = 0
             schedule(self.pub_thread, self._flush)
             _wait(self.pub_thread, schedule)
