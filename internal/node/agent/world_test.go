@@ -1,0 +1,386 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"hearth/internal/blob"
+	"hearth/internal/driver"
+	"hearth/internal/driver/fake"
+	"hearth/internal/guest"
+	"hearth/internal/hearth"
+	"hearth/internal/node"
+	"hearth/internal/node/agent"
+	"hearth/internal/node/nodetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	errBoom = errors.New("boom")
+	small   = hearth.Resources{VCPUs: 1, MemoryMiB: 64, DiskMiB: 64}
+)
+
+// world is what outlives an agent: the host, its network, its disk.
+type world struct {
+	t     *testing.T
+	dir   string
+	host  *fake.Host
+	slots *slots
+	blobs *dirBlobs
+
+	mu   sync.Mutex
+	hook func(ctx context.Context, op string) error
+	free int64 // host memory available
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, dir: t.TempDir(), host: fake.NewHost(fake.Config{Program: nodetest.Daemon}), free: 8 << 30}
+	w.slots = &slots{w: w, limit: 1000, used: map[int]hearth.Network{}}
+	w.blobs = &dirBlobs{w: w, dir: t.TempDir()}
+	w.host.SetHook(func(ctx context.Context, op fake.Op, _ string) error { return w.at(ctx, "driver."+string(op)) })
+	return w
+}
+
+// on replaces the hook that every operation of driver, network, guest and blobs asks.
+func (w *world) on(hook func(ctx context.Context, op string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hook = hook
+}
+
+// failOnce makes the next operation called op fail.
+func (w *world) failOnce(op string) {
+	var once sync.Once
+	w.on(func(_ context.Context, got string) (err error) {
+		if got == op {
+			once.Do(func() { err = errBoom })
+		}
+		return err
+	})
+}
+
+func (w *world) at(ctx context.Context, op string) error {
+	w.mu.Lock()
+	hook := w.hook
+	w.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(ctx, op)
+}
+
+func (w *world) memory() (agent.Memory, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return agent.Memory{Total: 16 << 30, Available: w.free}, nil
+}
+
+func (w *world) setFree(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.free = n
+}
+
+func (w *world) agent(cfg agent.Config) *agent.Agent {
+	cfg.Dir = w.dir
+	return agent.New(cfg, agent.Deps{
+		Drivers: map[string]driver.Driver{fake.Name: fake.New(w.host)},
+		Network: w.slots, Blobs: w.blobs, Memory: w.memory,
+		Guest: func(dial agent.Dialer, control string) agent.Guest {
+			return &tapped{w: w, Client: &nodetest.Client{Dial: nodetest.Dial(dial), Control: control}}
+		},
+	})
+}
+
+// open returns an agent that works; the test closes it.
+func (w *world) open(cfg agent.Config) *agent.Agent {
+	w.t.Helper()
+	a := w.agent(cfg)
+	if err := a.Open(w.t.Context()); err != nil {
+		w.t.Fatalf("Open: %v", err)
+	}
+	return a
+}
+
+func (w *world) request() node.StartRequest {
+	build := hearth.Build{ID: "build-1", Resources: small, Env: map[string]string{"A": "build"}}
+	return node.StartRequest{
+		Build: build, Token: "token-" + string(hearth.NewSandboxID()),
+		Sandbox: hearth.Sandbox{ID: hearth.NewSandboxID(), Build: build.ID, Resources: small, Generation: 1, Env: map[string]string{"B": "sandbox"}},
+	}
+}
+
+// warm makes a snapshot from which many sandboxes start.
+func (w *world) warm(a *agent.Agent) *hearth.Snapshot {
+	w.t.Helper()
+	req := w.request()
+	w.start(a, req)
+	w.poke(a, req, "warm")
+	snap, err := a.Pause(w.t.Context(), req.Sandbox.ID, node.PauseRequest{Into: hearth.NewSnapshotID(), Forget: true})
+	if err != nil {
+		w.t.Fatalf("Pause: %v", err)
+	}
+	return snap
+}
+
+func (w *world) start(a *agent.Agent, req node.StartRequest) {
+	w.t.Helper()
+	if _, err := a.Start(w.t.Context(), req); err != nil {
+		w.t.Fatalf("Start: %v", err)
+	}
+}
+
+func dial(a *agent.Agent, id hearth.SandboxID) nodetest.Dial {
+	return func(ctx context.Context, port uint16) (net.Conn, error) { return a.Dial(ctx, id, port) }
+}
+
+func (w *world) poke(a *agent.Agent, req node.StartRequest, word string) {
+	w.t.Helper()
+	if err := nodetest.Poke(w.t.Context(), dial(a, req.Sandbox.ID), req.Token, word); err != nil {
+		w.t.Fatalf("writing into %s: %v", req.Sandbox.ID, err)
+	}
+}
+
+func (w *world) wantWord(a *agent.Agent, req node.StartRequest, want string) {
+	w.t.Helper()
+	got, err := nodetest.Peek(w.t.Context(), dial(a, req.Sandbox.ID), req.Token)
+	if err != nil || got != want {
+		w.t.Fatalf("%s remembers %q, %v; want %q", req.Sandbox.ID, got, err, want)
+	}
+}
+
+// wantHeld fails unless exactly n machines, slots and records are there.
+func (w *world) wantHeld(n int) {
+	w.t.Helper()
+	if got := w.held(); got != fmt.Sprintf("%d machines, %d slots, %d records, %d run, 0 restore, 0 checkpoint", n, n, n, n) {
+		w.t.Fatalf("held: %s; want %d of each", got, n)
+	}
+}
+
+func (w *world) held() string {
+	w.t.Helper()
+	s := fmt.Sprintf("%d machines, %d slots", len(w.host.Machines()), w.slots.count())
+	for _, d := range []string{"machines", "run", "restore", "checkpoint"} {
+		entries, err := os.ReadDir(filepath.Join(w.dir, d))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		s += fmt.Sprintf(", %d %s", len(entries), strings.Replace(d, "machines", "records", 1))
+	}
+	return s
+}
+
+// shutdown stops everything and fails unless nothing is left.
+func (w *world) shutdown(a *agent.Agent) {
+	w.t.Helper()
+	if err := a.Shutdown(w.t.Context()); err != nil {
+		w.t.Fatalf("Shutdown: %v", err)
+	}
+	w.wantHeld(0)
+}
+
+// tapped asks the world's hook before and after every call to a guest.
+type tapped struct {
+	w *world
+	*nodetest.Client
+}
+
+func (g *tapped) call(ctx context.Context, op string, f func() error) error {
+	if err := g.w.at(ctx, op); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	return g.w.at(ctx, op+".after")
+}
+
+func (g *tapped) Ready(ctx context.Context) error {
+	return g.call(ctx, "guest.ready", func() error { return g.Client.Ready(ctx) })
+}
+
+func (g *tapped) Init(ctx context.Context, req guest.InitRequest) error {
+	return g.call(ctx, "guest.init", func() error { return g.Client.Init(ctx, req) })
+}
+
+func (g *tapped) Quiesce(ctx context.Context, req guest.QuiesceRequest) error {
+	return g.call(ctx, "guest.quiesce", func() error { return g.Client.Quiesce(ctx, req) })
+}
+
+// slots is a network of nothing but numbers.
+type slots struct {
+	w     *world
+	mu    sync.Mutex
+	limit int
+	next  int
+	used  map[int]hearth.Network
+}
+
+func (s *slots) Acquire(ctx context.Context) (agent.Slot, error) {
+	if err := s.w.at(ctx, "net.acquire"); err != nil {
+		return agent.Slot{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.used) >= s.limit {
+		return agent.Slot{}, hearth.Errorf(hearth.ResourceExhausted, "all %d slots are taken", s.limit)
+	}
+	s.next++
+	s.used[s.next] = hearth.Network{}
+	return agent.Slot{Index: s.next}, nil
+}
+
+func (s *slots) Attach(ctx context.Context, index int) (agent.Slot, error) {
+	if err := s.w.at(ctx, "net.attach"); err != nil {
+		return agent.Slot{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.used[index]; !there {
+		return agent.Slot{}, hearth.Errorf(hearth.NotFound, "slot %d is gone", index)
+	}
+	return agent.Slot{Index: index}, nil
+}
+
+func (s *slots) SetPolicy(ctx context.Context, index int, n hearth.Network) error {
+	if err := s.w.at(ctx, "net.policy"); err != nil {
+		return err
+	}
+	if slices.Contains(n.AllowOut, "bad") {
+		return hearth.Errorf(hearth.InvalidArgument, "allow_out %q is not an address", "bad")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used[index] = n
+	return nil
+}
+
+func (s *slots) Release(ctx context.Context, index int) error {
+	if err := s.w.at(ctx, "net.release"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.used, index)
+	return nil
+}
+
+func (s *slots) Sweep(_ context.Context, keep []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.used {
+		if !slices.Contains(keep, i) {
+			delete(s.used, i)
+		}
+	}
+	return nil
+}
+
+func (s *slots) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.used)
+}
+
+// dirBlobs keeps blobs in a directory, "/" as "!".
+type dirBlobs struct {
+	w   *world
+	dir string
+}
+
+func (d *dirBlobs) file(key string) string {
+	return filepath.Join(d.dir, strings.ReplaceAll(key, "/", "!"))
+}
+
+func (d *dirBlobs) Put(ctx context.Context, key string, r io.Reader, _ int64) error {
+	if err := d.w.at(ctx, "blob.put"); err != nil {
+		return err
+	}
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.file(key), raw, 0o400); err != nil {
+		return err
+	}
+	return d.w.at(ctx, "blob.put.after")
+}
+
+func (d *dirBlobs) Open(_ context.Context, key string, _, _ int64) (io.ReadCloser, error) {
+	f, err := os.Open(d.file(key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hearth.Errorf(hearth.NotFound, "blob %s is not there", key)
+	}
+	return f, err
+}
+
+func (d *dirBlobs) Stat(_ context.Context, key string) (blob.Info, error) {
+	info, err := os.Stat(d.file(key))
+	if err != nil {
+		return blob.Info{}, hearth.Wrap(hearth.NotFound, err, "blob %s is not there", key)
+	}
+	return blob.Info{Key: key, Size: info.Size()}, nil
+}
+
+func (d *dirBlobs) Delete(_ context.Context, key string) error {
+	if err := os.Remove(d.file(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (d *dirBlobs) List(_ context.Context, prefix string) iter.Seq2[blob.Info, error] {
+	return func(yield func(blob.Info, error) bool) {
+		entries, err := os.ReadDir(d.dir)
+		if err != nil {
+			yield(blob.Info{}, err)
+			return
+		}
+		for _, e := range entries {
+			key := strings.ReplaceAll(e.Name(), "!", "/")
+			if strings.HasPrefix(key, prefix) && !yield(blob.Info{Key: key}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (d *dirBlobs) Path(_ context.Context, key string) (string, error) {
+	if _, err := d.Stat(context.Background(), key); err != nil {
+		return "", err
+	}
+	return d.file(key), nil
+}
+
+func (d *dirBlobs) Adopt(ctx context.Context, key, path string) error {
+	if err := d.w.at(ctx, "blob.adopt"); err != nil {
+		return err
+	}
+	if err := os.Rename(path, d.file(key)); err != nil {
+		return err
+	}
+	return d.w.at(ctx, "blob.adopt.after")
+}
+
+// keys lists all blobs.
+func (d *dirBlobs) keys() []string {
+	var list []string
+	for info := range d.List(context.Background(), "") {
+		list = append(list, info.Key)
+	}
+	return list
+}
