@@ -1,0 +1,56 @@
+// Command hearth-guest is the daemon inside every sandbox. As PID 1 it also
+// prepares the machine and buries orphans; elsewhere (tests) it leaves the machine alone.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/guest"
+	"hearth/internal/guest/daemon"
+	"hearth/internal/guest/process/reap"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "hearth-guest:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	listen := flag.String("listen", fmt.Sprintf(":%d", guest.Port), "address to serve on")
+	machine := flag.Bool("machine", os.Getpid() == 1, "set up the machine: mounts, host name, clock, /etc")
+	procs := flag.Uint64("max-processes", 2048, "most processes of a user other than root; 0: no limit")
+	flag.Parse()
+
+	// A sandbox is small: few threads, and a heap that is collected early.
+	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 4))
+	debug.SetGCPercent(50)
+
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	o := daemon.Options{Log: log, Reaper: reap.New(reap.ScopeOfSelf())}
+	defer o.Reaper.Close()
+	if *machine {
+		o.System = daemon.NewSystem(*procs)
+		for _, err := range o.System.Prepare() {
+			log.Warn("the machine could not be fully prepared", "err", err)
+		}
+	}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	return daemon.New(o).Serve(ctx, l)
+}

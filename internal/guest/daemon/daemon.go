@@ -1,0 +1,120 @@
+// Package daemon is the program inside every sandbox: it puts the process and
+// file services behind one listener, and does what the first process of a
+// machine must do.
+//
+// It starts sealed: it answers its health check and Init, everything else is
+// 503. Init gives it a clock, entropy, an identity and tokens; Quiesce
+// seals it again before a checkpoint, so that no clone serves anybody as somebody else.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"hearth/internal/gen/guestv1/guestv1connect"
+	"hearth/internal/guest/files"
+	"hearth/internal/guest/process"
+	"hearth/internal/guest/process/account"
+	"hearth/internal/guest/process/reap"
+)
+
+const (
+	idleTimeout   = 640 * time.Second // longer than any proxy in front keeps a connection
+	headerTimeout = 20 * time.Second
+	maxHeader     = 64 << 10
+	maxMessage    = 32 << 20 // bytes of one RPC message
+	maxInit       = 4 << 20  // bytes of the JSON of Init
+	neverCompress = 1 << 30  // answers go to a neighbour on the same host
+)
+
+// Options are what a Daemon depends on.
+type Options struct {
+	// System is what the daemon may change around it; nil: nothing (tests).
+	System *System
+	// Reaper starts and waits for every process.
+	Reaper *reap.Reaper
+	// Log takes what nobody else is told.
+	Log *slog.Logger
+}
+
+// Daemon is the guest daemon. Use New.
+type Daemon struct {
+	log     *slog.Logger
+	system  *System
+	state   *state
+	process *process.Service
+	files   *files.Service
+	meter   *meter
+	conns   *connections
+	handler http.Handler
+}
+
+// New returns a sealed daemon that listens nowhere yet.
+func New(o Options) *Daemon {
+	d := &Daemon{log: o.Log, system: o.System, state: newState(), meter: newMeter(), conns: newConnections()}
+	d.process = process.New(process.Options{Reaper: o.Reaper, Session: d.state.session})
+	d.files = files.New(files.Options{Session: d.state.session, Guard: d.guardFile})
+	d.handler = d.routes()
+	return d
+}
+
+// Session is what Init set, for services that run beside the daemon's own.
+func (d *Daemon) Session() account.Session { return d.state.session() }
+
+// Handler serves everything of guest.Port.
+func (d *Daemon) Handler() http.Handler { return d.handler }
+
+func (d *Daemon) routes() http.Handler {
+	options := []connect.HandlerOption{
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithCompressMinBytes(neverCompress),
+	}
+	mux := http.NewServeMux()
+	mux.Handle(guestv1connect.NewProcessHandler(d.process, options...))
+	mux.Handle(guestv1connect.NewFilesystemHandler(d.files, options...))
+	mux.HandleFunc("GET /files", d.files.Download)
+	mux.HandleFunc("POST /files", d.files.Upload)
+	mux.HandleFunc("POST /files/compose", d.files.Compose)
+	mux.HandleFunc("GET /health", d.health)
+	mux.HandleFunc("GET /metrics", d.metrics)
+	mux.HandleFunc("GET /envs", d.envs)
+	mux.HandleFunc("POST /init", d.init)
+	mux.HandleFunc("POST /quiesce", d.quiesce)
+	mux.HandleFunc("GET /forward", d.forward)
+	return cors(d.admit(timeoutZero(known(mux))))
+}
+
+// Serve answers on l until ctx ends, then ends every process and connection. It
+// returns nil after ctx has ended, else why it could not go on.
+func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler: d.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, Protocols: protocols, ConnState: d.conns.track,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		_ = srv.Close()
+		<-failed
+	}
+	d.conns.closeForwards()
+	d.process.Close()
+	d.files.Close()
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
