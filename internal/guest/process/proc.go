@@ -230,6 +230,17 @@ func (p *proc) signal(sig syscall.Signal) error {
 	return err
 }
 
+// over reports whether the process was ended by a signal and only the rest of
+// its output is still on its way: for everybody but its streams it is gone.
+func (p *proc) over() bool {
+	select {
+	case <-p.cut:
+		return !p.child.Alive()
+	default:
+		return false
+	}
+}
+
 func (p *proc) kill() { _ = p.signal(unix.SIGKILL) }
 
 // write sends data to stdin or the terminal. It blocks while the process does

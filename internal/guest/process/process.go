@@ -155,7 +155,7 @@ func (s *Service) find(sel *guestv1.ProcessSelector) (*proc, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, err := s.lookup(sel)
-	if err == nil && p == nil {
+	if err == nil && (p == nil || p.over()) {
 		err = unknown(sel)
 	}
 	return p, err
@@ -217,6 +217,9 @@ func (s *Service) infos(context.Context) []*guestv1.ProcessInfo {
 	defer s.mu.Unlock()
 	list := make([]*guestv1.ProcessInfo, 0, len(s.live))
 	for _, p := range s.live {
+		if p.over() {
+			continue
+		}
 		list = append(list, &guestv1.ProcessInfo{Config: p.config, Pid: p.pid, Tag: p.tag})
 	}
 	return list

@@ -187,8 +187,13 @@ func (p *proc) feed(ctx context.Context, in *guestv1.ProcessInput) error {
 	return err
 }
 
-// SendSignal signals a process and all of its group. It answers the RPC of that name.
-func (s *Service) SendSignal(_ context.Context, req *connect.Request[guestv1.SendSignalRequest]) (*connect.Response[guestv1.SendSignalResponse], error) {
+// killWait is how long a SIGKILL is given to show its effect.
+const killWait = time.Second
+
+// SendSignal signals a process and all of its group. After a SIGKILL it waits a
+// moment for the end, so that the caller's next call finds the process gone. It
+// answers the RPC of that name.
+func (s *Service) SendSignal(ctx context.Context, req *connect.Request[guestv1.SendSignalRequest]) (*connect.Response[guestv1.SendSignalResponse], error) {
 	p, err := s.find(req.Msg.GetProcess())
 	if err != nil {
 		return nil, rpcerr.From(err)
@@ -204,6 +209,14 @@ func (s *Service) SendSignal(_ context.Context, req *connect.Request[guestv1.Sen
 	}
 	if err := p.signal(sig); err != nil {
 		return nil, rpcerr.From(err)
+	}
+	if sig == unix.SIGKILL {
+		wait, cancel := context.WithTimeout(ctx, killWait)
+		defer cancel()
+		select {
+		case <-p.child.Exited():
+		case <-wait.Done():
+		}
 	}
 	return connect.NewResponse(&guestv1.SendSignalResponse{}), nil
 }
