@@ -20,6 +20,7 @@ import (
 // command is one tool of the host.
 type command struct {
 	name   string
+	tool   string // what errors call it; empty: name
 	args   []string
 	pkg    string // Debian package that has it
 	env    []string
@@ -78,7 +79,11 @@ func run(ctx context.Context, c command) error {
 	if !errors.As(err, &exit) {
 		return hearth.Wrap(hearth.Internal, err, "cannot run %s", c.name)
 	}
-	return hearth.Wrap(hearth.Internal, errors.Join(err, errors.New(out.all())), "%s failed: %s", c.name, out.reason())
+	tool := c.name
+	if c.tool != "" {
+		tool = c.tool
+	}
+	return hearth.Wrap(hearth.Internal, errors.Join(err, errors.New(out.all())), "%s failed: %s", tool, out.reason())
 }
 
 // lines cuts a tool's output into lines and keeps the last of them.

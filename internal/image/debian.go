@@ -3,12 +3,16 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -221,12 +225,59 @@ func (d *Debian) bootstrap(ctx context.Context, h *aptHost, out string, report P
 		args = append(args, "--include="+strings.Join(d.spec.Packages, ","))
 	}
 	report.say(start, "packages", "installing %d Debian packages and what they need (%s, %s)", len(d.spec.Packages), h.codename, h.arch)
+	mount := scratchMount()
+	err = d.mmdebstrap(ctx, work, mount, append(args, h.codename, out, list), start, report)
+	if mount != "true" && err != nil && strings.Contains(err.Error(), "No space left on device") {
+		report.say(start, "packages", "the packages do not fit into memory; installing them on disk")
+		if err = os.Remove(out); err == nil || errors.Is(err, fs.ErrNotExist) {
+			err = d.mmdebstrap(ctx, work, "true", append(args, h.codename, out, list), start, report)
+		}
+	}
+	return err
+}
+
+// scratchMount is the shell line that puts mmdebstrap's scratch directory into
+// memory, where there is plenty: it saves the writing and removing of
+// everything that is unpacked. The mount ends with the namespace.
+func scratchMount() string {
+	const size = 4 << 30
+	if available() < 2*size {
+		return "true"
+	}
+	return fmt.Sprintf(`mount -t tmpfs -o size=%d,mode=0755 scratch "$TMPDIR"`, size)
+}
+
+// available is the host's free memory in bytes; 0: not known.
+func available() int64 {
+	raw, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	var kib int64
+	eachLine(string(raw), func(s string) {
+		if f := strings.Fields(s); len(f) > 1 && f[0] == "MemAvailable:" {
+			kib, _ = strconv.ParseInt(f[1], 10, 64)
+		}
+	})
+	return kib << 10
+}
+
+func (d *Debian) mmdebstrap(ctx context.Context, work, mount string, args []string, start time.Time, report Progress) error {
+	if _, err := exec.LookPath("mmdebstrap"); err != nil {
+		return hearth.Wrap(hearth.FailedPrecondition, err, "mmdebstrap is missing; install it with: apt-get install mmdebstrap")
+	}
+	scratch := filepath.Join(work, "scratch")
+	if err := os.MkdirAll(scratch, 0o755); err != nil {
+		return err
+	}
 	return run(ctx, command{
-		name: "mmdebstrap", pkg: "mmdebstrap", args: append(args, h.codename, out, list), alone: ownNamespaces,
-		env: append(os.Environ(), "LC_ALL=C", "TMPDIR="+work, "DEBIAN_FRONTEND=noninteractive"),
+		name: "bash", tool: "mmdebstrap", pkg: "bash", args: append([]string{"-c", mount + ` && exec mmdebstrap "$@"`, "mmdebstrap"}, args...), alone: ownNamespaces,
+		env: append(os.Environ(), "LC_ALL=C", "TMPDIR="+scratch, "DEBIAN_FRONTEND=noninteractive"),
 		line: func(s string) {
-			if m, ok := strings.CutPrefix(s, "I: "); ok {
-				report.say(start, "packages", "%s", m)
+			for _, told := range []string{"running apt-get", "downloading", "extracting", "installing", "creating"} {
+				if m, ok := strings.CutPrefix(s, "I: "); ok && strings.HasPrefix(m, told) {
+					report.say(start, "packages", "%s", strings.TrimSuffix(m, "..."))
+				}
 			}
 		},
 	})

@@ -75,7 +75,7 @@ func (p *pip) download(ctx context.Context, packages []string, report Progress) 
 	report.say(start, "python", "downloading %d Python packages and what they need", len(packages))
 	var n int64
 	err := run(ctx, command{
-		name: p.host, pkg: "python3-pip", args: append(append(args, "--"), packages...),
+		name: p.host, tool: "pip", pkg: "python3-pip", args: append(append(args, "--"), packages...),
 		line: func(s string) {
 			if strings.HasPrefix(s, "Downloading ") || strings.HasPrefix(s, "Using cached ") {
 				n++
@@ -97,6 +97,7 @@ python3 -m pip install --quiet --no-index --find-links "$1" --only-binary=:all: 
   --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --break-system-packages -- "${@:3}"
 test -z "$2" || python3 -m pip uninstall --quiet --yes --break-system-packages --root-user-action=ignore -- $2
 cd /usr/local/lib/python3*/dist-packages
+for name in $2; do sed -i "/^Requires-Dist: $name\b/d" ./*.dist-info/METADATA; done
 find . -type d \( -name tests -o -path './tornado/test' \) -prune -exec rm -rf {} +
 find /usr/local -exec touch -h -d @1577836800 {} +
 python3 -m compileall -q -j 0 . || true
@@ -119,7 +120,7 @@ for d in null zero urandom random; do touch "$0/dev/$d" && mount --bind "/dev/$d
 exec chroot "$0" "$@"`
 	args := []string{"-c", line, dir, "/bin/bash", "-c", installScript, "install", "/run/hearth-wheels", strings.Join(spec.Drop, " ")}
 	err := run(ctx, command{
-		name: "bash", pkg: "bash", args: append(args, spec.Python...), alone: offline,
+		name: "bash", tool: "pip", pkg: "bash", args: append(args, spec.Python...), alone: offline,
 		env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"},
 	})
 	if err != nil {
