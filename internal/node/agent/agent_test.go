@@ -161,7 +161,11 @@ func TestDamagedSnapshotIsNotRun(t *testing.T) {
 			req.Restore = w.warm(a)
 			a.Close()
 			a = w.open(agent.Config{}) // verified again by each process
-			if err := f(w.blobs.file(req.Restore.Files[0].Blob)); err != nil {
+			path, err := w.blobs.Path(t.Context(), req.Restore.Files[0].Blob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f(path); err != nil {
 				t.Fatal(err)
 			}
 			boots := w.host.Boots()

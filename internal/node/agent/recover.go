@@ -166,7 +166,7 @@ func (a *Agent) attach(ctx context.Context, mc *machine) error {
 	}
 	live, err := d.Attach(ctx, mc.rec.Handle)
 	for try := 0; err != nil && hearth.KindOf(err) != hearth.NotFound && try < 3 && ctx.Err() == nil; try++ {
-		pause(ctx, 100*time.Millisecond<<try)
+		rest(ctx, 100*time.Millisecond<<try)
 		live, err = d.Attach(ctx, mc.rec.Handle)
 	}
 	if err != nil {
@@ -185,7 +185,8 @@ func (a *Agent) attach(ctx context.Context, mc *machine) error {
 	return nil
 }
 
-func pause(ctx context.Context, d time.Duration) {
+// rest waits for d or the end of ctx.
+func rest(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"iter"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,7 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"hearth/internal/blob"
+	"hearth/internal/blob/fileblob"
 	"hearth/internal/driver"
 	"hearth/internal/driver/fake"
 	"hearth/internal/guest"
@@ -36,21 +34,25 @@ var (
 
 // world is what outlives an agent: the host, its network, its disk.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	host  *fake.Host
 	slots *slots
-	blobs *dirBlobs
+	blobs *tappedBlobs
 
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
 	free int64 // host memory available
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{t: t, dir: t.TempDir(), host: fake.NewHost(fake.Config{Program: nodetest.Daemon}), free: 8 << 30}
 	w.slots = &slots{w: w, limit: 1000, used: map[int]hearth.Network{}}
-	w.blobs = &dirBlobs{w: w, dir: t.TempDir()}
+	store, err := fileblob.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.blobs = &tappedBlobs{w: w, Store: store}
 	w.host.SetHook(func(ctx context.Context, op fake.Op, _ string) error { return w.at(ctx, "driver."+string(op)) })
 	return w
 }
@@ -296,90 +298,40 @@ func (s *slots) count() int {
 	return len(s.used)
 }
 
-// dirBlobs keeps blobs in a directory, "/" as "!".
-type dirBlobs struct {
-	w   *world
-	dir string
+// tappedBlobs asks the world's hook before and after every write.
+type tappedBlobs struct {
+	w *world
+	*fileblob.Store
 }
 
-func (d *dirBlobs) file(key string) string {
-	return filepath.Join(d.dir, strings.ReplaceAll(key, "/", "!"))
-}
-
-func (d *dirBlobs) Put(ctx context.Context, key string, r io.Reader, _ int64) error {
-	if err := d.w.at(ctx, "blob.put"); err != nil {
+func (b *tappedBlobs) Put(ctx context.Context, key string, r io.Reader, size int64) error {
+	if err := b.w.at(ctx, "blob.put"); err != nil {
 		return err
 	}
-	raw, err := io.ReadAll(r)
-	if err != nil {
+	if err := b.Store.Put(ctx, key, r, size); err != nil {
 		return err
 	}
-	if err := os.WriteFile(d.file(key), raw, 0o400); err != nil {
+	return b.w.at(ctx, "blob.put.after")
+}
+
+func (b *tappedBlobs) Adopt(ctx context.Context, key, path string) error {
+	if err := b.w.at(ctx, "blob.adopt"); err != nil {
 		return err
 	}
-	return d.w.at(ctx, "blob.put.after")
-}
-
-func (d *dirBlobs) Open(_ context.Context, key string, _, _ int64) (io.ReadCloser, error) {
-	f, err := os.Open(d.file(key))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hearth.Errorf(hearth.NotFound, "blob %s is not there", key)
-	}
-	return f, err
-}
-
-func (d *dirBlobs) Stat(_ context.Context, key string) (blob.Info, error) {
-	info, err := os.Stat(d.file(key))
-	if err != nil {
-		return blob.Info{}, hearth.Wrap(hearth.NotFound, err, "blob %s is not there", key)
-	}
-	return blob.Info{Key: key, Size: info.Size()}, nil
-}
-
-func (d *dirBlobs) Delete(_ context.Context, key string) error {
-	if err := os.Remove(d.file(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := b.Store.Adopt(ctx, key, path); err != nil {
 		return err
 	}
-	return nil
-}
-
-func (d *dirBlobs) List(_ context.Context, prefix string) iter.Seq2[blob.Info, error] {
-	return func(yield func(blob.Info, error) bool) {
-		entries, err := os.ReadDir(d.dir)
-		if err != nil {
-			yield(blob.Info{}, err)
-			return
-		}
-		for _, e := range entries {
-			key := strings.ReplaceAll(e.Name(), "!", "/")
-			if strings.HasPrefix(key, prefix) && !yield(blob.Info{Key: key}, nil) {
-				return
-			}
-		}
-	}
-}
-
-func (d *dirBlobs) Path(_ context.Context, key string) (string, error) {
-	if _, err := d.Stat(context.Background(), key); err != nil {
-		return "", err
-	}
-	return d.file(key), nil
-}
-
-func (d *dirBlobs) Adopt(ctx context.Context, key, path string) error {
-	if err := d.w.at(ctx, "blob.adopt"); err != nil {
-		return err
-	}
-	if err := os.Rename(path, d.file(key)); err != nil {
-		return err
-	}
-	return d.w.at(ctx, "blob.adopt.after")
+	return b.w.at(ctx, "blob.adopt.after")
 }
 
 // keys lists all blobs.
-func (d *dirBlobs) keys() []string {
+func (b *tappedBlobs) keys() []string {
+	b.w.t.Helper()
 	var list []string
-	for info := range d.List(context.Background(), "") {
+	for info, err := range b.List(context.Background(), "") {
+		if err != nil {
+			b.w.t.Fatal(err)
+		}
 		list = append(list, info.Key)
 	}
 	return list
