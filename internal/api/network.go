@@ -116,16 +116,18 @@ func isDomainPattern(s string) bool {
 	}
 	numeric := true // "1.2.3" is a broken address, not a name
 	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+		if !isLabel(label) {
 			return false
 		}
-		for _, c := range []byte(label) {
-			digit := c >= '0' && c <= '9'
-			numeric = numeric && digit
-			if !digit && c != '-' && c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
-				return false
-			}
-		}
+		numeric = numeric && strings.Trim(label, "0123456789") == ""
 	}
 	return !numeric
+}
+
+// isLabel accepts one part of a domain name.
+func isLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	return onlyOf(strings.ToLower(s), "-_")
 }

@@ -53,7 +53,7 @@ func mayImport(p, q string) bool {
 	case within(p, services...):
 		return contract
 	case within(p, "internal/api"):
-		return contract || gen || q == "internal/control" // for its request types; behaviour comes through interfaces
+		return contract || gen || q == "spec" || q == "internal/control" // for its request types; behaviour comes through interfaces
 	case within(p, transport...):
 		return contract || gen
 	case within(p, adapters...):
@@ -88,7 +88,7 @@ var admitted = map[string][]string{
 	"github.com/pressly/goose":               {"internal/store/sqlstore"},
 	"github.com/go-chi/chi":                  {"internal/api", "internal/gen"},
 	"github.com/oapi-codegen":                {"internal/api", "internal/gen", "client"},
-	"github.com/goccy/go-yaml":               {"internal/config", "internal/builder"},
+	"github.com/goccy/go-yaml":               {"internal/config", "internal/builder", "internal/api"},
 	"github.com/alecthomas/kong":             {"internal/cli", "cmd"},
 	"github.com/prometheus":                  {"internal/telemetry", "internal/app", "internal/node/agent", "internal/control", "internal/edge", "internal/api"},
 	"connectrpc.com/connect":                 {"internal/gen", "internal/guest", "internal/api", "client"},
