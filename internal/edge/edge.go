@@ -1,0 +1,325 @@
+// Package edge is the way into sandboxes: it finds out which sandbox and port a
+// request is for, checks that it may pass, and hands it through. The control
+// plane and the store are not on this path.
+//
+// A request names its target in one of three ways: by host name,
+// <port>-<sandbox>[-anything].<domain>; by the headers E2b-Sandbox-Id and
+// E2b-Sandbox-Port on any other host; or, for the guest daemon's /files alone,
+// by a signed URL, whose signature tells the sandbox.
+//
+// Bodies stream both ways without buffering, upgraded connections are spliced,
+// and the guest sees the client's request: Host and path as they were, nothing
+// added. Taken away are hop-by-hop and X-Forwarded headers, the traffic token,
+// and the header that carries the host's own secret.
+//
+// Connections into a sandbox belong to one life of it. Drop ends that life: open
+// streams break at once, and no connection is ever used for the next machine of
+// the same sandbox.
+package edge
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"hearth/internal/guest"
+	"hearth/internal/hearth"
+)
+
+// Headers that clients send.
+const (
+	SandboxHeader = "E2b-Sandbox-Id"
+	PortHeader    = "E2b-Sandbox-Port"
+	TokenHeader   = "E2b-Traffic-Access-Token" // for ports of a sandbox with private ingress
+	GuestHeader   = "X-Access-Token"           // for the guest daemon, which checks it
+)
+
+// Defaults of Config.
+const (
+	DefaultConnections = 2000
+	DefaultDialTimeout = 10 * time.Second
+)
+
+// Config says how an Edge behaves. The zero value of a field stands for its default.
+type Config struct {
+	// Domain is the base of sandbox host names; a port in it is ignored. Empty:
+	// requests are routed by header only.
+	Domain string
+
+	// Connections is how many requests may be under way to one sandbox.
+	Connections int
+
+	// DialTimeout bounds all attempts to reach a port.
+	DialTimeout time.Duration
+}
+
+// Deps are the parts an Edge works with. Signed, Waker and Log may be nil.
+type Deps struct {
+	Resolver Resolver
+	Dialer   Dialer
+	Signed   Signed
+	Waker    Waker
+	Log      *slog.Logger
+}
+
+// Route is what the edge has to know of a sandbox.
+type Route struct {
+	Sandbox         hearth.SandboxID
+	State           hearth.State
+	Life            int64  // grows with every machine the sandbox gets
+	PrivateIngress  bool   // ports but the guest daemon's ask for TrafficToken
+	TrafficToken    string // never empty if PrivateIngress
+	MaskRequestHost string // Host that the guest sees; empty: the client's
+}
+
+// Resolver says where a sandbox is. It is asked for every request: it answers
+// from memory. An unknown sandbox is a NotFound error.
+type Resolver interface {
+	Resolve(ctx context.Context, id hearth.SandboxID) (Route, error)
+}
+
+// Dialer connects to a TCP port of a running sandbox. The error for a port on
+// which nothing listens wraps ECONNREFUSED.
+type Dialer interface {
+	DialSandbox(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error)
+}
+
+// Signed finds the sandbox whose token made the signature of a file URL; NotFound
+// if there is none.
+type Signed interface {
+	FindSigned(ctx context.Context, url SignedURL) (hearth.SandboxID, error)
+}
+
+// SignedURL is what the signature of a file URL covers, as the client sent it.
+type SignedURL struct {
+	Path       string
+	Operation  string // "read" or "write"
+	User       string
+	Expiration string // unix seconds; empty: none
+	Signature  string
+}
+
+// Waker resumes a paused sandbox, if traffic may do that and the token is right.
+// Calls for one sandbox share one resume. Errors: NotFound if traffic does not
+// resume it, PermissionDenied if the token is wrong, ResourceExhausted with the
+// message to show when there is no room, Aborted to try again in a moment.
+type Waker interface {
+	Wake(ctx context.Context, id hearth.SandboxID, knock Knock) (Route, error)
+}
+
+// Knock is the request that wakes a sandbox.
+type Knock struct {
+	Port  uint16
+	Token string // the guest's access token for its own port, the traffic token for others
+}
+
+// Edge serves sandbox traffic. Its methods are safe for concurrent use.
+type Edge struct {
+	cfg    Config
+	domain string // lower case, without port
+	deps   Deps
+	proxy  *httputil.ReverseProxy
+
+	mu    sync.Mutex
+	lives map[hearth.SandboxID]*life
+}
+
+// New returns an Edge.
+func New(cfg Config, deps Deps) *Edge {
+	if cfg.Connections <= 0 {
+		cfg.Connections = DefaultConnections
+	}
+	if cfg.DialTimeout <= 0 {
+		cfg.DialTimeout = DefaultDialTimeout
+	}
+	if deps.Log == nil {
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
+	e := &Edge{cfg: cfg, domain: hostname(cfg.Domain), deps: deps, lives: make(map[hearth.SandboxID]*life)}
+	e.proxy = &httputil.ReverseProxy{
+		Rewrite:       rewrite,
+		Transport:     throughLife{},
+		FlushInterval: -1, // at once
+		BufferPool:    new(buffers),
+		ErrorHandler:  e.failed,
+		ErrorLog:      log.New(quiet{deps.Log}, "", 0),
+	}
+	return e
+}
+
+// request is what the edge knows of one request while it passes.
+type request struct {
+	target target
+	route  Route
+	life   *life
+}
+
+type requestKey struct{}
+
+// ServeHTTP passes a request on, or says why not.
+func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a := oversized(r); a != nil {
+		a.send(w, r)
+		return
+	}
+	t, a := e.target(r)
+	if a != nil {
+		a.send(w, r)
+		return
+	}
+	if t.port == guest.Port && reserved(r) {
+		reservedAnswer(r).send(w, r)
+		return
+	}
+	route, a := e.admit(r, t)
+	if a != nil {
+		a.send(w, r)
+		return
+	}
+	l, a := e.enter(route)
+	if a != nil {
+		a.send(w, r)
+		return
+	}
+	defer l.leave()
+	ctx := context.WithValue(r.Context(), requestKey{}, &request{target: t, route: route, life: l})
+	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// admit finds the sandbox's route, waking it if need be, and checks the token.
+func (e *Edge) admit(r *http.Request, t target) (Route, *answer) {
+	route, err := e.deps.Resolver.Resolve(r.Context(), t.id)
+	if err == nil && route.State != hearth.Running {
+		route, err = e.wake(r, t, route)
+	}
+	if err != nil {
+		return Route{}, e.refusal(t, err)
+	}
+	if a := authorize(r, t, route); a != nil {
+		return Route{}, a
+	}
+	return route, nil
+}
+
+// wake waits until a sandbox that does not run does so.
+func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
+	switch route.State {
+	case hearth.Creating, hearth.Pausing:
+		return Route{}, hearth.Errorf(hearth.Aborted, "sandbox %s is %s", t.id, route.State)
+	case hearth.Paused, hearth.Resuming:
+		if e.deps.Waker == nil {
+			break
+		}
+		knock := Knock{Port: t.port, Token: r.Header.Get(TokenHeader)}
+		if t.port == guest.Port {
+			knock.Token = r.Header.Get(GuestHeader)
+		}
+		return e.deps.Waker.Wake(r.Context(), t.id, knock)
+	}
+	return Route{}, hearth.Errorf(hearth.NotFound, "sandbox %s is %s", t.id, route.State)
+}
+
+// refusal turns the error of a resolver or waker into an answer.
+func (e *Edge) refusal(t target, err error) *answer {
+	switch hearth.KindOf(err) {
+	case hearth.PermissionDenied, hearth.Unauthenticated:
+		return notResumable(t)
+	case hearth.Aborted:
+		return transitioning(t)
+	case hearth.ResourceExhausted:
+		return exhausted(t, err)
+	case hearth.NotFound:
+		e.Drop(t.id) // should nobody have told us
+	case hearth.Canceled:
+	default:
+		e.deps.Log.Warn("a sandbox cannot be resolved", "sandbox", t.id, "error", err)
+	}
+	return notFound(t)
+}
+
+// authorize checks the traffic token. The guest daemon has a token of its own
+// and checks it itself.
+func authorize(r *http.Request, t target, route Route) *answer {
+	if !route.PrivateIngress || t.port == guest.Port {
+		return nil
+	}
+	given := r.Header.Values(TokenHeader)
+	if len(given) == 0 || given[0] == "" {
+		return tokenMissing(t)
+	}
+	want, got := sha256.Sum256([]byte(route.TrafficToken)), sha256.Sum256([]byte(given[0]))
+	if route.TrafficToken == "" || len(given) > 1 || !hmac.Equal(want[:], got[:]) {
+		return tokenWrong(t)
+	}
+	return nil
+}
+
+// rewrite makes the request that the guest gets.
+func rewrite(p *httputil.ProxyRequest) {
+	q := p.In.Context().Value(requestKey{}).(*request)
+	out := p.Out
+	out.URL.Scheme = "http"
+	out.URL.Host = "sandbox:" + strconv.Itoa(int(q.target.port)) // the key of the connection pool
+	out.URL.RawQuery = p.In.URL.RawQuery
+	out.Host = p.In.Host
+	out.Header.Del(guest.ControlHeader)
+	out.Header.Del(TokenHeader)
+	if !mayUpgrade(q.target, out) {
+		out.Header.Del("Upgrade")
+		out.Header.Del("Http2-Settings")
+		out.Header.Del("Connection")
+	}
+	if mask := q.route.MaskRequestHost; mask != "" && q.target.port != guest.Port {
+		out.Host = strings.ReplaceAll(mask, "${PORT}", strconv.Itoa(int(q.target.port)))
+		out.Header.Set("X-Forwarded-Host", p.In.Host)
+	}
+}
+
+// mayUpgrade reports whether a request may turn its connection into a tunnel,
+// through which the edge sees nothing any more. None into the guest daemon, whose
+// reserved endpoints must stay out of reach; and none to HTTP/2, which carries
+// further requests.
+func mayUpgrade(t target, out *http.Request) bool {
+	upgrade := strings.ToLower(out.Header.Get("Upgrade"))
+	return t.port != guest.Port && !strings.Contains(upgrade, "h2")
+}
+
+// throughLife sends requests over the connections of their sandbox's life.
+type throughLife struct{}
+
+func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
+	return r.Context().Value(requestKey{}).(*request).life.transport.RoundTrip(r)
+}
+
+// buffers lends the buffers through which bodies are copied.
+type buffers struct{ pool sync.Pool }
+
+// bufferSize, in bytes, is large enough for full throughput, and small enough
+// for thousands of idle streams, each of which holds one.
+const bufferSize = 64 << 10
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, bufferSize)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
+
+// quiet logs what the proxy says of broken streams, of which there are many.
+type quiet struct{ log *slog.Logger }
+
+func (q quiet) Write(p []byte) (int, error) {
+	q.log.Debug("sandbox traffic", "message", strings.TrimSpace(string(p)))
+	return len(p), nil
+}
