@@ -67,7 +67,7 @@ func (c *console) tail() string {
 	if text == "" {
 		return ""
 	}
-	return fmt.Sprintf("; console: %q", text[max(0, len(text)-tailBytes):])
+	return fmt.Sprintf("; its console: %q", text[max(0, len(text)-tailBytes):])
 }
 
 func (c *console) close() {

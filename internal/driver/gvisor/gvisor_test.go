@@ -1,6 +1,8 @@
 package gvisor_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -8,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -77,16 +81,20 @@ func must(t testing.TB, err error) {
 // driver returns a driver on the lab's root, as a restarted process would.
 func (l *lab) driver(t testing.TB) driver.Driver {
 	t.Helper()
-	d, err := gvisor.New(gvisor.Config{
+	d, err := gvisor.New(l.config(t))
+	must(t, err)
+	return d
+}
+
+func (l *lab) config(t testing.TB) gvisor.Config {
+	return gvisor.Config{
 		Root:         filepath.Join(l.dir, "run"),
 		Guest:        l.guest,
 		Init:         []string{"/.guest/testguest"},
 		Exe:          l.exe,
 		CgroupParent: "/hearth-test",
 		Log:          slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
-	})
-	must(t, err)
-	return d
+	}
 }
 
 // spec describes a machine in a network namespace of its own.
@@ -147,18 +155,57 @@ func slot(t testing.TB, number int) driver.Attachment {
 	}
 }
 
-func TestThin(t *testing.T) {
+func TestConformance(t *testing.T) {
 	l := newLab(t)
-	d := l.driver(t)
-	caps, err := d.Probe(t.Context())
+	var number atomic.Int32
+	specOf := func(t *testing.T) driver.Spec {
+		n := int(number.Add(1))
+		return l.spec(t, fmt.Sprintf("conf-%d", n), n%250)
+	}
+	drivertest.Run(t, drivertest.Env{
+		Driver: func(t *testing.T) driver.Driver { return l.driver(t) },
+		Spec:   specOf,
+		Kernel: true,
+		Kill: func(t *testing.T, m driver.Machine) {
+			var state struct{ PID int }
+			must(t, json.Unmarshal(m.Handle().State, &state))
+			must(t, syscall.Kill(state.PID, syscall.SIGKILL))
+		},
+		Doomed: func(t *testing.T) (driver.Driver, driver.Spec) {
+			cfg := l.config(t)
+			cfg.Init = []string{"/.guest/no-such-program"}
+			d, err := gvisor.New(cfg)
+			must(t, err)
+			return d, specOf(t)
+		},
+		Count: l.count,
+	})
+}
+
+// count counts what sandboxes hold on the host.
+func (l *lab) count(t *testing.T) map[string]int {
+	t.Helper()
+	n := map[string]int{"processes": 0}
+	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range cmdlines {
+		raw, _ := os.ReadFile(path)
+		if bytes.HasPrefix(raw, []byte("runsc-")) || bytes.HasPrefix(raw, []byte("hearth-machine")) {
+			n["processes"]++
+		}
+	}
+	for name, pattern := range map[string]string{
+		"cgroups":     "/sys/fs/cgroup/*/hearth-test/conf-*",
+		"descriptors": "/proc/self/fd/*",
+		"state":       filepath.Join(l.dir, "run", "*conf-*"),
+		"uid ranges":  filepath.Join(l.dir, "run", "uids", "*"),
+		"namespaces":  "/run/netns/hgt*",
+	} {
+		found, err := filepath.Glob(pattern)
+		must(t, err)
+		n[name] = len(found)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
-	t.Logf("%+v", caps)
-	m, err := d.Start(t.Context(), l.spec(t, "thin", 1))
-	must(t, err)
-	answer, err := drivertest.Open(m).Ask(t.Context(), "GET", "/clock", nil)
-	t.Log(answer, err)
-	u, err := m.Usage(t.Context())
-	t.Logf("%+v %v", u, err)
-	must(t, m.Close(t.Context()))
-	t.Logf("%+v", m.Exit())
+	n["mounts"] = bytes.Count(mounts, []byte("\n"))
+	return n
 }

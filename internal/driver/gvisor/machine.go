@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +42,9 @@ type machine struct {
 	turn   chan struct{} // holds one token: who has it may call the sandbox
 	frozen bool          // owned by the holder of turn
 
-	done chan struct{} // closed by watch
-	exit driver.Exit   // written before done is closed
+	closing atomic.Bool   // Close was called: its end is no news
+	done    chan struct{} // closed by watch
+	exit    driver.Exit   // written before done is closed
 }
 
 // adopt makes a machine of a running sandbox and watches it.
@@ -92,8 +94,8 @@ func (m *machine) watch() {
 		m.d.cfg.Log.Error("machine cannot be watched any more", "id", m.id, "error", err)
 	}
 	m.exit = m.howEnded(conn)
-	if tail := m.con.tail(); m.exit.Code != 0 && tail != "" {
-		m.d.cfg.Log.Info("machine ended", "id", m.id, "reason", m.exit.Reason, "console", tail)
+	if !m.closing.Load() {
+		m.d.cfg.Log.Info("machine ended", "id", m.id, "code", m.exit.Code, "reason", m.exit.Reason, "console", m.con.tail())
 	}
 	m.con.close()
 	_ = m.pidfd.Close()
@@ -245,6 +247,7 @@ func (m *machine) traffic() (rx, tx int64) {
 
 // Close kills the sandbox and removes all there is of the machine.
 func (m *machine) Close(ctx context.Context) error {
+	m.closing.Store(true)
 	conn, err := m.pidfd.SyscallConn()
 	if err == nil {
 		err = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })

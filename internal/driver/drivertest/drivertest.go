@@ -1,0 +1,119 @@
+// Package drivertest is the conformance suite that every driver must pass. Its
+// cases start machines whose first process is testguest, or does what testguest
+// does, and look at them from outside and inside.
+package drivertest
+
+import (
+	"maps"
+	"testing"
+	"time"
+
+	"hearth/internal/driver"
+)
+
+// Env is one driver under test.
+type Env struct {
+	// Driver returns a driver on the host under test. Two drivers of one Env are
+	// two lives of one process: what the first started, the second can attach to.
+	Driver func(t *testing.T) driver.Driver
+	// Spec returns a spec of a new machine that boots testguest, in an existing
+	// and empty directory. Memory is 128 MiB, disk 64.
+	Spec func(t *testing.T) driver.Spec
+	// Kill ends a machine from outside, as the host's administrator would.
+	Kill func(t *testing.T, m driver.Machine)
+	// Doomed returns a spec, and a driver, with which Start fails half way.
+	Doomed func(t *testing.T) (driver.Driver, driver.Spec)
+	// Kernel says that guests are programs that a kernel runs, and not functions:
+	// they can be out of memory, fill a disk, fork.
+	Kernel bool
+	// Count counts what machines hold on the host: processes, cgroups, mounts,
+	// descriptors. Every case must leave it as it was.
+	Count func(t *testing.T) map[string]int
+}
+
+type testCase struct {
+	name   string
+	memory bool // needs Capabilities.MemorySnapshot
+	kernel bool // needs Env.Kernel
+	run    func(t *testing.T, env Env)
+}
+
+func cases() []testCase {
+	return []testCase{
+		{name: "BootAndDial", run: bootAndDial},
+		{name: "RefusedPort", run: refusedPort},
+		{name: "BadSpecIsInvalid", run: badSpec},
+		{name: "HandleIsPlainData", run: handleIsPlainData},
+		{name: "UsageIsWithinLimits", run: usage},
+		{name: "FreezeStopsThawContinues", run: freezeThaw},
+		{name: "FreezeAndThawAreIdempotent", run: freezeIdempotent},
+		{name: "CheckpointNeedsFrozen", memory: true, run: checkpointNeedsFrozen},
+		{name: "CheckpointKeepsFrozenAndThawable", memory: true, run: checkpointKeepsFrozen},
+		{name: "FailedCheckpointKeepsThawable", memory: true, run: failedCheckpoint},
+		{name: "RestoreKeepsMemoryAndFiles", memory: true, run: restoreKeeps},
+		{name: "TwoRestoresAreIsolated", memory: true, run: twoRestores},
+		{name: "ThirdGeneration", memory: true, run: thirdGeneration},
+		{name: "ClockAfterRestore", memory: true, kernel: true, run: clockAfterRestore},
+		{name: "WrongKeyIsRefused", memory: true, run: wrongKey},
+		{name: "AttachAfterCrash", run: attachAfterCrash},
+		{name: "AttachFrozenAfterCrash", run: attachFrozen},
+		{name: "AttachUnknownIsNotFound", run: attachUnknown},
+		{name: "SweepIsIdempotent", run: sweepIdempotent},
+		{name: "SweepKillsTheLiving", run: sweepKills},
+		{name: "CloseIsIdempotentAndConcurrent", run: closeConcurrent},
+		{name: "KillIsSeenWithinASecond", run: killSeen},
+		{name: "GuestExitIsReported", run: guestExit},
+		{name: "DoomedStartLeavesNothing", run: doomedStart},
+		{name: "CancelledStartLeavesNothing", run: cancelledStart},
+		{name: "SameIDTwiceIsRefused", run: sameIDTwice},
+		{name: "OutOfMemoryIsReported", kernel: true, run: outOfMemory},
+		{name: "DiskQuota", kernel: true, run: diskQuota},
+		{name: "ForkBombIsContained", kernel: true, run: forkBomb},
+		{name: "RootForkBombIsContained", kernel: true, run: rootForkBomb},
+		{name: "ConsoleFloodIsHarmless", kernel: true, run: consoleFlood},
+		{name: "RootMayMount", kernel: true, run: rootMayMount},
+	}
+}
+
+// Run runs the suite. Cases for which the driver lacks a capability are skipped
+// by name, so that a skip is visible.
+func Run(t *testing.T, env Env) {
+	caps, err := env.Driver(t).Probe(t.Context())
+	if err != nil {
+		t.Skipf("the driver cannot run here: %v", err)
+	}
+	for _, c := range cases() {
+		before := env.Count(t)
+		t.Run(c.name, func(t *testing.T) {
+			if c.memory && !caps.MemorySnapshot {
+				t.Skip("the driver's checkpoints keep no memory")
+			}
+			if c.kernel && !env.Kernel {
+				t.Skip("the driver's guests are no programs")
+			}
+			c.run(t, env)
+		})
+		sameCount(t, env, c.name, before)
+	}
+}
+
+// sameCount waits a little for what is freed behind a caller's back, such as the
+// descriptors of a closed connection.
+func sameCount(t *testing.T, env Env, name string, before map[string]int) {
+	t.Helper()
+	deadline := time.After(3 * time.Second)
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		after := env.Count(t)
+		if maps.Equal(before, after) {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-deadline:
+			t.Errorf("%s left something behind: before %v, after %v", name, before, after)
+			return
+		}
+	}
+}

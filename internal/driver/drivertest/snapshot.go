@@ -1,0 +1,230 @@
+package drivertest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+)
+
+const silence = 300 * time.Millisecond
+
+// wantSilence fails when a frozen guest answers.
+func wantSilence(t *testing.T, m driver.Machine) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), silence)
+	defer cancel()
+	if answer, err := Open(m).Ask(ctx, "GET", "/ticks", nil); err == nil {
+		t.Errorf("a frozen guest answered %q", answer)
+	}
+}
+
+func freezeThaw(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	g := Open(m)
+	before := g.number(t, "/ticks")
+	began := time.Now()
+	ok(t, "Freeze", m.Freeze(t.Context()))
+	awake := time.Since(began)
+	wantSilence(t, m)
+	thawed := time.Now()
+	ok(t, "Thaw", m.Thaw(t.Context()))
+	after := g.number(t, "/ticks")
+	awake += time.Since(thawed)
+	if lived := time.Duration(after-before) * 10 * time.Millisecond; lived > awake+silence/2 {
+		t.Errorf("the guest counted %s of life in %s, while it was frozen for %s", lived, awake, silence)
+	}
+	if env.Kernel && g.number(t, "/ticks") < after {
+		t.Error("the guest's count went back")
+	}
+}
+
+func freezeIdempotent(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).number(t, "/ticks")
+	ok(t, "Thaw of the running", m.Thaw(t.Context()))
+	for range 3 {
+		ok(t, "Freeze", m.Freeze(t.Context()))
+	}
+	ok(t, "Thaw", m.Thaw(t.Context()))
+	Open(m).number(t, "/ticks")
+	ok(t, "second Thaw", m.Thaw(t.Context()))
+	Open(m).number(t, "/ticks")
+}
+
+func checkpointNeedsFrozen(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).number(t, "/ticks")
+	_, err := m.Checkpoint(t.Context(), t.TempDir())
+	wantKind(t, "Checkpoint of a running machine", err, hearth.FailedPrecondition)
+	Open(m).number(t, "/ticks")
+}
+
+// take freezes and checkpoints a machine.
+func take(t *testing.T, m driver.Machine) *driver.Checkpoint {
+	t.Helper()
+	ok(t, "Freeze", m.Freeze(t.Context()))
+	dir := t.TempDir()
+	c, err := m.Checkpoint(t.Context(), dir)
+	ok(t, "Checkpoint", err)
+	if c.Dir != dir || c.Key == "" || c.Driver == "" || len(c.Files) == 0 {
+		t.Fatalf("checkpoint %+v is not complete", c)
+	}
+	for _, name := range c.Files {
+		if filepath.Base(name) != name {
+			t.Errorf("file %q is no plain name", name)
+		}
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != len(c.Files) {
+		t.Errorf("directory holds %v, the checkpoint names %v", entries, c.Files)
+	}
+	return c
+}
+
+func checkpointKeepsFrozen(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).post(t, "/memory", "key", "k", "value", "kept")
+	take(t, m)
+	wantSilence(t, m)
+	take(t, m) // and once more
+	ok(t, "Thaw", m.Thaw(t.Context()))
+	if got := Open(m).get(t, "/memory", "key", "k"); got != "kept" {
+		t.Errorf("memory after the thaw: %q", got)
+	}
+}
+
+func failedCheckpoint(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).number(t, "/ticks")
+	ok(t, "Freeze", m.Freeze(t.Context()))
+	if _, err := m.Checkpoint(t.Context(), filepath.Join(t.TempDir(), "gone")); err == nil {
+		t.Fatal("Checkpoint into a missing directory succeeded")
+	}
+	ok(t, "Thaw", m.Thaw(t.Context()))
+	Open(m).number(t, "/ticks")
+}
+
+// restore starts a machine from a checkpoint.
+func restore(t *testing.T, env Env, c *driver.Checkpoint) driver.Machine {
+	t.Helper()
+	spec := env.Spec(t)
+	spec.From = c
+	return start(t, env.Driver(t), spec)
+}
+
+func restoreKeeps(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	g := Open(m)
+	g.post(t, "/memory", "key", "k", "value", "in memory")
+	g.post(t, "/file", "path", "/root/f", "value", "on disk")
+	g.post(t, "/file", "path", "/tmp/f", "value", "in tmp")
+	c := take(t, m)
+	closeNow(t, m)
+	clone := Open(restore(t, env, c))
+	for path, want := range map[string]string{"/root/f": "on disk", "/tmp/f": "in tmp"} {
+		if got := clone.get(t, "/file", "path", path); got != want {
+			t.Errorf("%s after the restore: %q, want %q", path, got, want)
+		}
+	}
+	if got := clone.get(t, "/memory", "key", "k"); got != "in memory" {
+		t.Errorf("memory after the restore: %q", got)
+	}
+}
+
+func twoRestores(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).post(t, "/file", "path", "/root/f", "value", "parent")
+	c := take(t, m)
+	a, b := Open(restore(t, env, c)), Open(restore(t, env, c))
+	ok(t, "Thaw", m.Thaw(t.Context()))
+	if ra, rb, rm := a.get(t, "/random"), b.get(t, "/random"), Open(m).get(t, "/random"); env.Kernel {
+		for _, pair := range [][2]string{{ra[:32], rb[:32]}, {ra[:32], rm[:32]}, {ra[32:], rb[32:]}, {ra[32:], rm[32:]}} {
+			if pair[0] == pair[1] {
+				t.Errorf("two machines drew the same random bytes %s", pair[0])
+			}
+		}
+	}
+	a.post(t, "/file", "path", "/root/f", "value", "a")
+	b.post(t, "/memory", "key", "k", "value", "b")
+	for name, got := range map[string][2]string{
+		"a's file":       {a.get(t, "/file", "path", "/root/f"), "a"},
+		"b's file":       {b.get(t, "/file", "path", "/root/f"), "parent"},
+		"parent's file":  {Open(m).get(t, "/file", "path", "/root/f"), "parent"},
+		"a's memory":     {a.get(t, "/memory", "key", "k"), ""},
+		"b's memory":     {b.get(t, "/memory", "key", "k"), "b"},
+		"parents memory": {Open(m).get(t, "/memory", "key", "k"), ""},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s is %q, want %q", name, got[0], got[1])
+		}
+	}
+}
+
+func thirdGeneration(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	for _, generation := range []string{"1", "2", "3"} {
+		Open(m).post(t, "/file", "path", "/root/"+generation, "value", generation)
+		Open(m).post(t, "/memory", "key", generation, "value", generation)
+		c := take(t, m)
+		closeNow(t, m)
+		m = restore(t, env, c)
+	}
+	for _, generation := range []string{"1", "2", "3"} {
+		if got := Open(m).get(t, "/file", "path", "/root/"+generation); got != generation {
+			t.Errorf("file of generation %s: %q", generation, got)
+		}
+		if got := Open(m).get(t, "/memory", "key", generation); got != generation {
+			t.Errorf("memory of generation %s: %q", generation, got)
+		}
+	}
+}
+
+func clockAfterRestore(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	monotonic := Open(m).number(t, "/monotonic")
+	c := take(t, m)
+	closeNow(t, m)
+	<-time.After(1500 * time.Millisecond) // so that a clock that stood still shows
+	clone := Open(restore(t, env, c))
+	guest := time.Unix(0, clone.number(t, "/clock"))
+	if off := time.Since(guest).Abs(); off > time.Second {
+		t.Errorf("the guest's clock is off by %s", off)
+	}
+	if now := clone.number(t, "/monotonic"); now < monotonic {
+		t.Errorf("the guest's monotonic clock went back from %d to %d", monotonic, now)
+	}
+}
+
+func wrongKey(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).number(t, "/ticks")
+	good := take(t, m)
+	for name, spoil := range map[string]func(*driver.Checkpoint){
+		"key":    func(c *driver.Checkpoint) { c.Key = "another host" },
+		"driver": func(c *driver.Checkpoint) { c.Driver = "another driver" },
+	} {
+		c := *good
+		spoil(&c)
+		spec := env.Spec(t)
+		spec.From = &c
+		_, err := env.Driver(t).Start(t.Context(), spec)
+		wantKind(t, "Start from a checkpoint with another "+name, err, hearth.FailedPrecondition)
+		wantEmpty(t, spec.Dir)
+	}
+	empty := *good
+	empty.Dir = t.TempDir()
+	spec := env.Spec(t)
+	spec.From = &empty
+	if _, err := env.Driver(t).Start(t.Context(), spec); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Start from a checkpoint without files: %v", err)
+	}
+	wantEmpty(t, spec.Dir)
+}
