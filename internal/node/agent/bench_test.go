@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"hearth/internal/node"
 	"hearth/internal/node/agent"
@@ -29,12 +30,19 @@ func BenchmarkWarmStart(b *testing.B) {
 	cancel()
 	ran.Wait()
 	b.ResetTimer()
+	steps := map[string]time.Duration{}
 	for range b.N {
 		req := w.request()
 		req.Restore = snap
 		w.start(a, req)
+		for _, s := range a.Steps(req.Sandbox.ID) {
+			steps[s.Name] += s.Took
+		}
 	}
 	b.StopTimer()
+	for name, took := range steps {
+		b.ReportMetric(float64(took.Microseconds())/float64(b.N), name+"-µs/op")
+	}
 	if s := a.Stats(); s.Warm != int64(b.N) {
 		b.Fatalf("%d of %d starts were warm", s.Warm, b.N)
 	}
