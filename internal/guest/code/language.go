@@ -20,7 +20,7 @@ const maxLanguage = 64 // bytes in a language name
 func normalise(language string) (kernel, reported string) {
 	l := strings.ToLower(strings.TrimSpace(language))
 	switch l {
-	case "":
+	case "", "python3":
 		return python, python
 	case "js":
 		return javascript, javascript

@@ -27,7 +27,6 @@ type Command struct {
 
 // Process is a started command.
 type Process interface {
-	Pid() int
 	// Signal reaches the whole process group. It is not called after Wait has returned.
 	Signal(sig syscall.Signal) error
 	// Wait returns when the process has ended; nil means exit status 0. It is

@@ -62,7 +62,7 @@ func (m Marker) kernelSpecs(launcher string) map[string]kernelSpec {
 		}
 		for _, e := range entries {
 			spec := kernelSpec{Name: strings.ToLower(e.Name())}
-			if readJSON(filepath.Join(dir, e.Name(), "kernel.json"), &spec) != nil || len(spec.Argv) == 0 {
+			if readJSON(filepath.Join(dir, e.Name(), "kernel.json"), &spec) != nil || len(spec.Argv) == 0 || spec.Name == "python3" {
 				continue
 			}
 			for _, name := range []string{spec.Name, strings.ToLower(spec.Language)} {

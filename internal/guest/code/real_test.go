@@ -1,4 +1,4 @@
-package code_test
+package code
 
 import (
 	"bufio"
@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"hearth/internal/guest/code"
 )
 
 // The tests in this file run a real ipykernel. They are skipped, by name, when
@@ -41,7 +39,7 @@ type hostLauncher struct{ home string }
 
 type hostProcess struct{ cmd *exec.Cmd }
 
-func (l hostLauncher) Launch(_ context.Context, c code.Command) (code.Process, error) {
+func (l hostLauncher) Launch(_ context.Context, c Command) (Process, error) {
 	cmd := exec.Command(c.Argv[0], c.Argv[1:]...) //nolint:gosec // a test's own commands
 	cmd.Env = append(os.Environ(), "HOME="+l.home)
 	for k, v := range c.Env {
@@ -78,24 +76,24 @@ func shortDir(t *testing.T) string {
 
 type rig struct {
 	t    *testing.T
-	svc  *code.Service
+	svc  *Service
 	url  string
 	home string
 }
 
 // realRig starts a service with a real kernel and waits until it is warm.
-func realRig(t *testing.T, marker code.Marker) *rig {
+func realRig(t *testing.T, marker Marker) *rig {
 	t.Helper()
 	marker.Python = testPython(t)
 	home := shortDir(t)
-	return startRig(t, code.Options{
+	return startRig(t, Options{
 		Marker: marker, Launcher: hostLauncher{home}, StateDir: filepath.Join(shortDir(t), "s"), Home: home,
 	})
 }
 
-func startRig(t *testing.T, opts code.Options) *rig {
+func startRig(t *testing.T, opts Options) *rig {
 	t.Helper()
-	svc, err := code.New(opts)
+	svc, err := New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +214,7 @@ func (r *rig) add(res *result, line []byte) {
 }
 
 func TestRealCells(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	res := r.run("import sys\nprint('héllo 😀')\nprint('x', file=sys.stderr)\n'quoted'")
 	if res.stdout != "héllo 😀\n" || res.stderr != "x\n" || res.text != "quoted" || res.count != 1 || !res.ended {
 		t.Fatalf("%+v", res)
@@ -243,7 +241,7 @@ func TestRealCells(t *testing.T) {
 }
 
 func TestRealEnvironment(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	r.svc.Reset(map[string]string{"GLOBAL": "one", "BOTH": "global"})
 	show := "import os; ' '.join(str(os.environ.get(k)) for k in ('GLOBAL', 'BOTH', 'OWN'))"
 	if res := r.run(show, fields{"env_vars": fields{"OWN": "it's", "BOTH": "own"}}); res.text != "one own it's" {
@@ -263,7 +261,7 @@ func TestRealEnvironment(t *testing.T) {
 }
 
 func TestRealContexts(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	cwd := filepath.Join(r.home, "made here")
 	resp := r.post(t.Context(), "/contexts", fields{"cwd": cwd})
 	var c struct{ ID, Language, Cwd string }
@@ -295,7 +293,7 @@ func TestRealContexts(t *testing.T) {
 }
 
 func TestRealInterruptAndDeath(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	r.run("kept = 42")
 	ctx, cancel := context.WithCancel(t.Context())
 	resp := r.post(ctx, "/execute", fields{"code": "import time\nprint('on', flush=True)\ntime.sleep(600)"})
@@ -323,7 +321,7 @@ func TestRealInterruptAndDeath(t *testing.T) {
 }
 
 func TestRealRestartWhileRunning(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	resp := r.post(t.Context(), "/execute", fields{"code": "print('on', flush=True)\nwhile True: pass"})
 	defer resp.Body.Close()
 	in := bufio.NewReader(resp.Body)
@@ -344,7 +342,7 @@ func TestRealRestartWhileRunning(t *testing.T) {
 }
 
 func TestRealBackPressure(t *testing.T) {
-	r := realRig(t, code.Marker{})
+	r := realRig(t, Marker{})
 	resp := r.post(t.Context(), "/execute", fields{"code": "import os\n" +
 		"def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n" +
 		"before, most = rss(), 0\n" +
@@ -386,7 +384,7 @@ func TestRealBackPressure(t *testing.T) {
 }
 
 func TestRealOtherLanguage(t *testing.T) {
-	r := realRig(t, code.Marker{KernelDirs: []string{filepath.Join(filepath.Dir(testPython(t)), "../share/jupyter/kernels")}})
+	r := realRig(t, Marker{KernelDirs: []string{filepath.Join(filepath.Dir(testPython(t)), "../share/jupyter/kernels")}})
 	res := r.run("echo $X $Y", fields{"language": "bash", "env_vars": fields{"X": "it's"}})
 	if res.status == 500 && strings.Contains(res.body, "no kernel") {
 		t.Skip("no bash kernel in the test environment")
@@ -404,7 +402,7 @@ func TestRealOtherLanguage(t *testing.T) {
 }
 
 func TestRealRich(t *testing.T) {
-	r := realRig(t, code.Marker{Preload: []string{"numpy", "pandas", "matplotlib.pyplot", "not_there"}})
+	r := realRig(t, Marker{Preload: []string{"numpy", "pandas", "matplotlib.pyplot", "not_there"}})
 	res := r.run("import matplotlib.pyplot as plt\nplt.plot([1, 2, 3], [4, 5, 7], label='a'); plt.xlabel('t (s)')\nplt.show()")
 	if len(res.results) != 1 || res.results[0]["png"] == nil || res.results[0]["chart"] == nil {
 		t.Skipf("no matplotlib in the test environment? %+v", res)
@@ -426,7 +424,7 @@ func TestRealRich(t *testing.T) {
 }
 
 func TestRealJupyterServer(t *testing.T) {
-	r := realRig(t, code.Marker{JupyterServer: true})
+	r := realRig(t, Marker{JupyterServer: true})
 	if exec.Command(testPython(t), "-c", "import jupyter_server").Run() != nil {
 		t.Skip("no jupyter_server in the test environment")
 	}

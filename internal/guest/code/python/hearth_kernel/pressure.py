@@ -97,3 +97,4 @@ def install():
     IOPubThread.schedule = patient_schedule
     OutStream.write = patient_write
     OutStream.flush_timeout = 3600
+    OutStream.flush_interval = 0.05
