@@ -144,7 +144,7 @@ func (c *Client) Quiesce(ctx context.Context, req guest.QuiesceRequest) error {
 
 // Forward connects to a port of the guest's loopback.
 func (c *Client) Forward(ctx context.Context, port uint16) (net.Conn, error) {
-	conn, resp, err := c.do(ctx, http.MethodGet, fmt.Sprintf("%s?port=%d", guest.ForwardPath, port), nil, nil)
+	conn, resp, err := c.do(ctx, http.MethodGet, fmt.Sprintf("%s?port=%d", guest.ForwardPath, port), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func (c *Client) call(ctx context.Context, method, path string, body any) error 
 	if err != nil {
 		return err
 	}
-	conn, resp, err := c.do(ctx, method, path, raw, nil)
+	conn, resp, err := c.do(ctx, method, path, raw)
 	if err != nil {
 		return err
 	}
@@ -171,30 +171,33 @@ func (c *Client) call(ctx context.Context, method, path string, body any) error 
 	return nil
 }
 
-func (c *Client) do(ctx context.Context, method, path string, body []byte, h http.Header) (net.Conn, *http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string, body []byte) (net.Conn, *http.Response, error) {
 	conn, err := c.Dial(ctx, guest.Port)
 	if err != nil {
 		return nil, nil, err
 	}
-	if h == nil {
-		h = http.Header{guest.ControlHeader: {c.Control}}
-	}
-	resp, err := roundTrip(ctx, conn, method, path, body, h)
+	resp, err := roundTrip(ctx, conn, question{method, path, body, http.Header{guest.ControlHeader: {c.Control}}})
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
 	return conn, resp, nil
 }
 
+type question struct {
+	method, path string
+	body         []byte
+	header       http.Header
+}
+
 // roundTrip sends one request over conn, which is closed when ctx ends first.
-func roundTrip(ctx context.Context, conn net.Conn, method, path string, body []byte, h http.Header) (*http.Response, error) {
+func roundTrip(ctx context.Context, conn net.Conn, ask question) (*http.Response, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	req, err := http.NewRequestWithContext(ctx, method, "http://guest"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, ask.method, "http://guest"+ask.path, bytes.NewReader(ask.body))
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range h {
+	for k, v := range ask.header {
 		req.Header[http.CanonicalHeaderKey(k)] = v
 	}
 	if err := req.Write(conn); err != nil {
@@ -220,7 +223,7 @@ func speak(ctx context.Context, dial Dial, token, method, word string) (string, 
 		return "", err
 	}
 	defer conn.Close()
-	resp, err := roundTrip(ctx, conn, method, "/", []byte(word), http.Header{"X-Token": {token}})
+	resp, err := roundTrip(ctx, conn, question{method, "/", []byte(word), http.Header{"X-Token": {token}}})
 	if err != nil {
 		return "", err
 	}
