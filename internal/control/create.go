@@ -1,0 +1,255 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+
+	"hearth/internal/hearth"
+	"hearth/internal/node"
+	"hearth/internal/placement"
+)
+
+// Create makes a sandbox and returns when its guest daemon answers. Kinds:
+// InvalidArgument for the request, NotFound for the template, ResourceExhausted
+// over the team's limit or when no node has room, Unavailable when it may work
+// later. After an error nothing of the sandbox is left but a stopped row.
+func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.Sandbox, error) {
+	ref, err := parseTemplate(req.Template)
+	if err != nil {
+		return nil, err
+	}
+	t, b, err := c.resolve(ctx, req.Team, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(&req); err != nil {
+		return nil, err
+	}
+	warm, err := c.warm(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	now := c.clock()
+	sb := &hearth.Sandbox{
+		ID: hearth.NewSandboxID(), Team: req.Team, Template: t.ID, Alias: aliasOf(t, ref), Build: b.ID, State: hearth.Creating,
+		Resources: b.Resources, Network: req.Network, Env: req.Env, Metadata: req.Metadata, Open: req.Open,
+		OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Timeout: req.Timeout,
+		CreatedAt: now, StartedAt: now, EndsAt: now.Add(req.Timeout), Generation: 1, Launch: 1,
+	}
+	if err := c.table.admit(c.route(sb), c.limits.Sandboxes); err != nil {
+		return nil, err
+	}
+	unlock, err := c.locks.lock(ctx, sb.ID)
+	if err != nil {
+		c.table.remove(sb.ID)
+		return nil, err
+	}
+	defer unlock()
+	if err := c.insert(ctx, sb, warm); err != nil {
+		c.table.remove(sb.ID)
+		return nil, err
+	}
+	return c.launch(ctx, sb, node.StartRequest{Build: *b, Restore: warm, Token: c.access(sb)})
+}
+
+// insert places a new sandbox and writes its row.
+func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, warm *hearth.Snapshot) (err error) {
+	if sb.Node, err = c.place(sb, warm); err != nil {
+		return err
+	}
+	wctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
+	defer cancel()
+	tries := 0
+	return retry(ctx, 4, func() error {
+		err := c.store.CreateSandbox(wctx, sb)
+		if tries++; tries > 1 && err != nil && hearth.KindOf(err) == hearth.AlreadyExists {
+			return nil // an earlier try, whose answer was lost
+		}
+		return err
+	})
+}
+
+// access is the token that the guest daemon is given.
+func (c *Controller) access(sb *hearth.Sandbox) string {
+	if sb.Open {
+		return ""
+	}
+	return c.tokens.Access(sb.ID)
+}
+
+// place chooses a node for a sandbox.
+func (c *Controller) place(sb *hearth.Sandbox, from *hearth.Snapshot, avoid ...hearth.NodeID) (hearth.NodeID, error) {
+	req := placement.Request{Resources: sb.Resources, Wants: []string{string(sb.Build)}, Avoid: avoid}
+	if from != nil {
+		req.Wants = append(req.Wants, string(from.ID))
+		if sb.Snapshot != "" { // a warm start can fall back to a boot, a resume cannot
+			req.Driver = from.Driver
+		}
+	}
+	return placement.Choose(req, c.nodes.Statuses(), rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+}
+
+// launch starts the machine of a sandbox that is being created, on another node
+// if the first cannot. The caller holds the sandbox's lock.
+func (c *Controller) launch(ctx context.Context, sb *hearth.Sandbox, req node.StartRequest) (*hearth.Sandbox, error) {
+	var avoid []hearth.NodeID
+	for {
+		err := c.start(ctx, sb, req)
+		if err == nil && ctx.Err() != nil {
+			err = ended(ctx) // nobody would know the sandbox
+		}
+		if err == nil {
+			return c.begin(ctx, sb)
+		}
+		if req.Restore != nil && hearth.KindOf(err) == hearth.FailedPrecondition {
+			c.log.Warn("warm snapshot refused, booting instead", "sandbox", sb.ID, "snapshot", req.Restore.ID, "err", err)
+			req.Restore = nil
+			continue
+		}
+		avoid = append(avoid, sb.Node)
+		next := c.elsewhere(ctx, sb, req.Restore, err, avoid)
+		if next == nil {
+			c.giveUp(ctx, sb, err)
+			return nil, err
+		}
+		sb = next
+	}
+}
+
+// elsewhere moves a sandbox whose start failed to another node, nil if there is
+// none or trying makes no sense.
+func (c *Controller) elsewhere(ctx context.Context, sb *hearth.Sandbox, from *hearth.Snapshot, cause error, avoid []hearth.NodeID) *hearth.Sandbox {
+	kind := hearth.KindOf(cause)
+	if ctx.Err() != nil || kind != hearth.Unavailable && kind != hearth.ResourceExhausted {
+		return nil
+	}
+	next, err := c.place(sb, from, avoid...)
+	if err != nil || c.halt(ctx, sb, "started elsewhere") != nil {
+		return nil
+	}
+	wctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
+	defer cancel()
+	moved, err := c.store.UpdateSandbox(wctx, sb.ID, func(s *hearth.Sandbox) error {
+		if s.State != hearth.Creating {
+			return hearth.Errorf(hearth.FailedPrecondition, "Sandbox %q is %s", s.ID, s.State)
+		}
+		s.Node, s.Launch = next, s.Generation+1
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	c.publish(moved)
+	return moved
+}
+
+// begin moves a sandbox whose machine answers to running. Its timeout begins now.
+func (c *Controller) begin(ctx context.Context, sb *hearth.Sandbox) (*hearth.Sandbox, error) {
+	now := c.clock()
+	running, err := c.move(ctx, sb, hearth.Running, func(s *hearth.Sandbox) error {
+		s.EndsAt = now.Add(s.Timeout)
+		return nil
+	})
+	if err != nil {
+		c.giveUp(ctx, sb, err)
+		return nil, err
+	}
+	return running, nil
+}
+
+// giveUp ends a sandbox that could not be created.
+func (c *Controller) giveUp(ctx context.Context, sb *hearth.Sandbox, cause error) {
+	c.log.Warn("sandbox could not be created", "sandbox", sb.ID, "node", sb.Node, "err", cause)
+	if _, err := c.stop(ctx, sb, "could not be created: "+shown(cause), nil); err != nil {
+		c.log.Warn("sandbox is not cleaned up yet", "sandbox", sb.ID, "err", err)
+	}
+}
+
+// shown is the part of an error that anyone may read.
+func shown(err error) string {
+	if e, ok := errors.AsType[*hearth.Error](err); ok {
+		return e.Msg
+	}
+	return "internal error"
+}
+
+// start asks the sandbox's node for its machine, and again when the node could
+// not be reached: the node knows a repeated request by the launch.
+func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.StartRequest) error {
+	svc, err := c.nodes.Node(sb.Node)
+	if err != nil {
+		return err
+	}
+	req.Sandbox = *sb
+	ctx, cancel := context.WithTimeoutCause(ctx, c.limits.StartTimeout,
+		hearth.Errorf(hearth.DeadlineExceeded, "the sandbox did not start within %s", c.limits.StartTimeout))
+	defer cancel()
+	for n := 1; ; n++ {
+		_, err = svc.Start(ctx, req)
+		if err == nil || n == 3 || hearth.KindOf(err) != hearth.Unavailable || !wait(ctx, n) {
+			return err
+		}
+	}
+}
+
+// resolve finds what a template reference names and what can be started of it.
+func (c *Controller) resolve(ctx context.Context, team hearth.TeamID, ref templateRef) (*hearth.Template, *hearth.Build, error) {
+	t, b, err := c.store.ResolveTemplate(ctx, team, ref.name)
+	if missing(err) {
+		return nil, nil, hearth.Errorf(hearth.NotFound, "template '%s' not found", ref.name)
+	}
+	if err != nil && hearth.KindOf(err) == hearth.FailedPrecondition && t != nil {
+		return nil, nil, c.unbuilt(ctx, t, ref)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if ref.tag != "" {
+		return nil, nil, hearth.Errorf(hearth.NotFound, "tag '%s' does not exist for template '%s'", ref.tag, ref.name)
+	}
+	return t, b, nil
+}
+
+// unbuilt says why a template without a ready build has none.
+func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref templateRef) error {
+	list, err := c.store.ListBuilds(ctx, t.ID)
+	if err != nil {
+		return err
+	}
+	if len(list) > 0 && list[0].Status == hearth.BuildError {
+		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.name, list[0].Reason)
+	}
+	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.name)
+}
+
+// warm is the snapshot that a build's sandboxes start from, nil if there is none.
+func (c *Controller) warm(ctx context.Context, b *hearth.Build) (*hearth.Snapshot, error) {
+	if b.Warm == "" {
+		return nil, nil
+	}
+	s, err := c.store.Snapshot(ctx, b.Warm)
+	if missing(err) {
+		c.log.Warn("a build's warm snapshot is missing, booting instead", "build", b.ID, "snapshot", b.Warm)
+		return nil, nil
+	}
+	return s, err
+}
+
+// aliasOf is the name under which a template was asked for: by its ID, its first.
+func aliasOf(t *hearth.Template, ref templateRef) string {
+	_, name, spaced := strings.Cut(ref.name, "/")
+	if !spaced {
+		name = ref.name
+	}
+	for _, a := range t.Aliases {
+		if a == name {
+			return a
+		}
+	}
+	if len(t.Aliases) > 0 {
+		return t.Aliases[0]
+	}
+	return ""
+}

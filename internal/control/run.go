@@ -1,0 +1,314 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync"
+	"time"
+
+	"hearth/internal/hearth"
+	"hearth/internal/node"
+)
+
+// Bounds of Run's own work.
+const (
+	drain        = 20 * time.Second // for calls under way when Run is told to end
+	killsAtOnce  = 64
+	pausesAtOnce = 8
+	pauseRetry   = 30 * time.Second // after a pause at a timeout failed
+	pauseTries   = 5                // then the sandbox is killed: nobody pays for it any more
+	purgeEvery   = 10 * time.Minute
+	dueBatch     = 1000
+)
+
+// gates bound how many timeouts are enforced at once, and count pauses that failed.
+type gates struct {
+	kills, pauses chan struct{}
+	failed        *counts
+}
+
+func newGates() gates {
+	return gates{make(chan struct{}, killsAtOnce), make(chan struct{}, pausesAtOnce), &counts{of: map[hearth.SandboxID]int{}}}
+}
+
+type counts struct {
+	mu sync.Mutex
+	of map[hearth.SandboxID]int
+}
+
+func (c *counts) up(id hearth.SandboxID) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.of[id]++
+	return c.of[id]
+}
+
+func (c *counts) clear(id hearth.SandboxID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.of, id)
+}
+
+// keep forgets all but what still lives.
+func (c *counts) keep(lives func(hearth.SandboxID) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.of, func(id hearth.SandboxID, _ int) bool { return !lives(id) })
+}
+
+// Run enforces timeouts, follows the nodes' events, samples usage and settles
+// what is unclear, until ctx ends; then it waits a while for calls under way. No
+// method may be called after Run has returned.
+func (c *Controller) Run(ctx context.Context) error {
+	var loops sync.WaitGroup
+	for _, loop := range []func(context.Context){c.enforce, c.follow, c.sample, c.tidy} {
+		loops.Go(func() { loop(ctx) })
+	}
+	loops.Wait()
+	closing := hearth.Errorf(hearth.Unavailable, "the server is shutting down")
+	timer := time.AfterFunc(drain, func() { c.end(closing) })
+	defer timer.Stop()
+	c.work.Wait()
+	c.end(closing)
+	return nil
+}
+
+// enforce acts on timeouts as they fall due.
+func (c *Controller) enforce(ctx context.Context) {
+	for ctx.Err() == nil {
+		due, next := c.due.take(c.clock())
+		for _, id := range due {
+			c.work.Go(func() { c.expire(ctx, id) })
+		}
+		var alarm <-chan time.Time
+		var timer *time.Timer
+		if !next.IsZero() {
+			timer = time.NewTimer(max(next.Sub(c.clock()), 0))
+			alarm = timer.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-c.due.change:
+		case <-alarm:
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+}
+
+// errLater says that a sandbox is not due any more.
+var errLater = errors.New("not due yet")
+
+// expire enforces one timeout, if the store agrees that it has passed.
+func (c *Controller) expire(ctx context.Context, id hearth.SandboxID) {
+	sb, err := c.store.Sandbox(ctx, id)
+	if err != nil {
+		c.expireLater(ctx, id, err)
+		return
+	}
+	gate := c.gates.kills
+	if sb.OnTimeout == hearth.PauseOnTimeout {
+		gate = c.gates.pauses
+	}
+	select {
+	case gate <- struct{}{}:
+		defer func() { <-gate }()
+	case <-ctx.Done():
+		return
+	}
+	_, _, err = c.share(ctx, flightKey{id, "expire"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+		sb, err := c.expireNow(ctx, id)
+		return sb, nil, err
+	})
+	if err != nil {
+		c.expireLater(ctx, id, err)
+	}
+}
+
+// expireLater notes a timeout that could not be enforced yet.
+func (c *Controller) expireLater(ctx context.Context, id hearth.SandboxID, err error) {
+	switch {
+	case missing(err), ctx.Err() != nil, errors.Is(err, errLater):
+		return
+	}
+	c.log.Warn("timeout could not be enforced yet", "sandbox", id, "err", err)
+	c.due.note(id, c.clock().Add(c.limits.Settle))
+}
+
+// expireNow holds the sandbox's lock.
+func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error) {
+	sb, err := c.store.Sandbox(ctx, id)
+	if err != nil || sb.State != hearth.Running {
+		return sb, err
+	}
+	now := c.clock()
+	due := func(s *hearth.Sandbox) error {
+		if s.EndsAt.After(now) {
+			c.due.set(s)
+			return errLater
+		}
+		return nil
+	}
+	if err := due(sb); err != nil {
+		return nil, err
+	}
+	if sb.OnTimeout != hearth.PauseOnTimeout {
+		return c.stop(ctx, sb, "its timeout was reached", due)
+	}
+	paused, err := c.pause(ctx, sb, due)
+	if err == nil || errors.Is(err, errLater) {
+		c.gates.failed.clear(id)
+		return paused, err
+	}
+	return c.cannotPause(ctx, id, err)
+}
+
+// cannotPause decides what becomes of a sandbox whose pause at its timeout
+// failed: another try, or its end.
+func (c *Controller) cannotPause(ctx context.Context, id hearth.SandboxID, cause error) (*hearth.Sandbox, error) {
+	sb, err := c.store.Sandbox(ctx, id)
+	if err != nil || sb.State != hearth.Running {
+		c.gates.failed.clear(id)
+		return sb, err
+	}
+	kind := hearth.KindOf(cause)
+	hopeless := kind == hearth.Unimplemented || kind == hearth.FailedPrecondition
+	if n := c.gates.failed.up(id); n < pauseTries && !hopeless {
+		c.log.Warn("sandbox could not be paused at its timeout", "sandbox", id, "try", n, "err", cause)
+		return sb, nil // its end was put off by pauseRetry
+	}
+	c.gates.failed.clear(id)
+	return c.stop(ctx, sb, "its timeout was reached and it could not be paused: "+shown(cause), nil)
+}
+
+// tidy settles what is unclear, looks for timeouts that were missed, and
+// forgets sandboxes that stopped long ago.
+func (c *Controller) tidy(ctx context.Context) {
+	tick := time.NewTicker(c.limits.Settle)
+	defer tick.Stop()
+	var purged time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		each(c.unclear.take(), func(id hearth.SandboxID) { c.settleLater(ctx, id, nil) })
+		now := c.clock()
+		missed, err := c.store.DueSandboxes(ctx, now.Add(-c.limits.Settle), dueBatch)
+		for _, id := range missed {
+			c.due.note(id, now)
+		}
+		if err == nil && now.Sub(purged) >= purgeEvery {
+			purged = now
+			err = c.store.PurgeSandboxes(ctx, now.Add(-c.limits.Retention))
+		}
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("the store could not be tidied", "err", err)
+		}
+	}
+}
+
+// follow listens to every node there is, and to those that join.
+func (c *Controller) follow(ctx context.Context) {
+	var listeners sync.WaitGroup
+	defer listeners.Wait()
+	known := map[hearth.NodeID]bool{}
+	tick := time.NewTicker(c.limits.Settle)
+	defer tick.Stop()
+	for {
+		for _, s := range c.nodes.Statuses() {
+			if !known[s.ID] {
+				known[s.ID] = true
+				listeners.Go(func() { c.listen(ctx, s.ID) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// listen follows one node's events. When some may have been missed it compares
+// rows and machines.
+func (c *Controller) listen(ctx context.Context, id hearth.NodeID) {
+	lost := false
+	for n := 5; ctx.Err() == nil; n++ {
+		svc, err := c.nodes.Node(id)
+		if err == nil {
+			if lost {
+				c.recount(ctx, id)
+			}
+			if c.hear(ctx, id, svc) {
+				n = 5
+			}
+			lost = true
+		}
+		if !wait(ctx, n) {
+			return
+		}
+	}
+}
+
+// hear acts on a node's events until they end. It reports whether any came.
+func (c *Controller) hear(ctx context.Context, id hearth.NodeID, svc node.Service) (any bool) {
+	for ev, err := range svc.Events(ctx) {
+		switch {
+		case err == nil:
+			any = true
+			if ev.State == hearth.Stopped {
+				c.work.Go(func() { c.died(ctx, id, ev) })
+			}
+		case ctx.Err() != nil:
+			return any
+		case hearth.KindOf(err) == hearth.Aborted: // some were lost, more follow
+			c.recount(ctx, id)
+		default:
+			c.log.Warn("events of a node ended", "node", id, "err", err)
+			return any
+		}
+	}
+	return any
+}
+
+// recount compares rows and machines after a node's events were lost.
+func (c *Controller) recount(ctx context.Context, id hearth.NodeID) {
+	c.log.Warn("events of a node may be lost, comparing its machines with the store", "node", id)
+	if err := c.Reconcile(ctx); err != nil && ctx.Err() == nil {
+		c.log.Warn("rows and machines could not be compared", "node", id, "err", err)
+	}
+}
+
+// died stops a running sandbox whose machine ended by itself. What a call is
+// changing at the moment is that call's to find out.
+func (c *Controller) died(ctx context.Context, at hearth.NodeID, ev node.Event) {
+	err := c.bury(ctx, at, ev)
+	if err != nil && !missing(err) && ctx.Err() == nil {
+		c.unclear.add(ev.ID)
+		c.log.Warn("a dead machine's sandbox is not stopped yet", "sandbox", ev.ID, "err", err)
+	}
+}
+
+func (c *Controller) bury(ctx context.Context, at hearth.NodeID, ev node.Event) error {
+	unlock, err := c.locks.lock(ctx, ev.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	sb, err := c.store.Sandbox(ctx, ev.ID)
+	if err != nil || sb.State != hearth.Running || sb.Node != at || ev.Generation != 0 && ev.Generation != sb.Launch {
+		return err
+	}
+	if ev.Generation == 0 { // it does not say which machine
+		if m, err := c.machine(ctx, sb); err != nil || m != nil {
+			return err
+		}
+	}
+	c.log.Info("a sandbox's machine ended", "sandbox", sb.ID, "node", at, "reason", ev.Reason)
+	_, err = c.stop(context.WithoutCancel(ctx), sb, ev.Reason, nil)
+	return err
+}
