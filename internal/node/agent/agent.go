@@ -91,8 +91,7 @@ type Guest interface {
 	// Ready waits until the daemon answers its health check, sealed or not.
 	Ready(ctx context.Context) error
 
-	// Forward connects to a port on the guest's loopback. A port on which
-	// nothing listens fails with an error that wraps ECONNREFUSED.
+	// Forward connects to a port on the guest's loopback.
 	Forward(ctx context.Context, port uint16) (net.Conn, error)
 }
 

@@ -183,7 +183,10 @@ func (a *Agent) Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net
 	defer cancel()
 	conn, err := b.mc.live.Dial(ctx, port)
 	if errors.Is(err, syscall.ECONNREFUSED) && port != guest.Port {
-		conn, err = b.guest.Forward(ctx, port)
+		refused := err
+		if conn, err = b.guest.Forward(ctx, port); err != nil {
+			err = hearth.Wrap(hearth.Unavailable, errors.Join(refused, err), "nothing listens on port %d of sandbox %s", port, id)
+		}
 	}
 	return conn, because(ctx, err)
 }

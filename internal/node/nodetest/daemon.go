@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"syscall"
 	"time"
 
 	"hearth/internal/driver/fake"
@@ -150,7 +149,7 @@ func (c *Client) Forward(ctx context.Context, port uint16) (net.Conn, error) {
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		_ = conn.Close()
-		return nil, hearth.Wrap(hearth.Unavailable, syscall.ECONNREFUSED, "nothing listens on port %d", port)
+		return nil, hearth.Errorf(hearth.Unavailable, "nothing listens on port %d", port)
 	}
 	return conn, nil
 }
