@@ -185,7 +185,7 @@ func ensureUser(root *os.Root) (uid, gid int, err error) {
 func skeleton(root *os.Root, home string) error {
 	list, err := fs.ReadDir(root.FS(), "etc/skel")
 	if err != nil {
-		return nil //nolint:nilerr // there is none
+		return nil // there is none
 	}
 	for _, e := range list {
 		fi, err := e.Info()
