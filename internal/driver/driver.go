@@ -57,7 +57,8 @@ type Machine interface {
 	Handle() Handle
 
 	// Dial connects to a TCP port inside the guest. A port on which nothing
-	// listens fails with an error that wraps ECONNREFUSED.
+	// listens fails with an error that wraps ECONNREFUSED. Connections are
+	// closed when the guest ends; until then a frozen guest is merely silent.
 	Dial(ctx context.Context, port uint16) (net.Conn, error)
 
 	// Freeze stops the guest's vCPUs in place and Thaw lets them go on. Both

@@ -80,13 +80,23 @@ func (g Guest) post(t *testing.T, path string, form ...string) {
 
 func (g Guest) must(t *testing.T, method, path string, form []string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	answer, err := g.Ask(ctx, method, path, values(form))
+	answer, err := g.patiently(t, method, path, form)
 	if err != nil {
 		t.Fatalf("%s %s %v: %v", method, path, form, err)
 	}
 	return answer
+}
+
+// try is get that may fail, for requests that a guest may die of.
+func (g Guest) try(t *testing.T, path string, form ...string) (string, error) {
+	t.Helper()
+	return g.patiently(t, http.MethodGet, path, form)
+}
+
+func (g Guest) patiently(t *testing.T, method, path string, form []string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	return g.Ask(ctx, method, path, values(form))
 }
 
 func (g Guest) number(t *testing.T, path string) int64 {

@@ -10,7 +10,7 @@ import (
 func outOfMemory(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	Open(m).number(t, "/ticks")
-	_, _ = Open(m).Ask(t.Context(), "GET", "/hog", values([]string{"mib", "2048"}))
+	_, _ = Open(m).try(t, "/hog", "mib", "2048")
 	if exit := ends(t, m, patience); !exit.OOM {
 		t.Errorf("exit %+v, want OOM", exit)
 	}
@@ -38,7 +38,7 @@ func diskQuota(t *testing.T, env Env) {
 func forkBomb(t *testing.T, env Env) {
 	neighbour := start(t, env.Driver(t), env.Spec(t))
 	m := start(t, env.Driver(t), env.Spec(t))
-	answer, err := Open(m).Ask(t.Context(), "GET", "/fork", values([]string{"max", "5000", "uid", "1000"}))
+	answer, err := Open(m).try(t, "/fork", "max", "5000", "uid", "1000")
 	if err != nil { // the sandbox may die of it: contained all the same
 		t.Logf("the machine ended: %+v", ends(t, m, patience))
 	} else if n, _ := strconv.Atoi(answer); n >= 5000 {
@@ -50,7 +50,7 @@ func forkBomb(t *testing.T, env Env) {
 func rootForkBomb(t *testing.T, env Env) {
 	neighbour := start(t, env.Driver(t), env.Spec(t))
 	m := start(t, env.Driver(t), env.Spec(t))
-	answer, err := Open(m).Ask(t.Context(), "GET", "/fork", values([]string{"max", "5000", "uid", "0"}))
+	answer, err := Open(m).try(t, "/fork", "max", "5000", "uid", "0")
 	if err != nil {
 		t.Logf("the machine ended: %+v", ends(t, m, patience))
 	} else if n, _ := strconv.Atoi(answer); n >= 5000 {

@@ -165,7 +165,7 @@ func killSeen(t *testing.T, env Env) {
 func guestExit(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	Open(m).number(t, "/ticks")
-	_, _ = Open(m).Ask(t.Context(), "GET", "/exit", values([]string{"code", "7"}))
+	_, _ = Open(m).try(t, "/exit", "code", "7")
 	exit := ends(t, m, 5*time.Second)
 	if exit.OOM || exit.Code != 7 && exit.Code != -1 { // -1: an old kernel, and a parent that was faster
 		t.Errorf("exit %+v, want code 7", exit)

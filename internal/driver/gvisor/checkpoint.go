@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/sandbox"
 
 	"hearth/internal/driver"
@@ -73,7 +74,7 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		if err := m.writeManifest(dir); err != nil {
 			return err
 		}
-		if err := m.box.Checkpoint(m.d.conf, m.id, dir, sandbox.CheckpointOpts{Resume: true}); err != nil {
+		if err := m.box.Checkpoint(m.d.conf, m.id, dir, sandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true}); err != nil {
 			return err
 		}
 		return syncAll(dir)

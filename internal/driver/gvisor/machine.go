@@ -42,6 +42,7 @@ type machine struct {
 	turn   chan struct{} // holds one token: who has it may call the sandbox
 	frozen bool          // owned by the holder of turn
 
+	conns   connections
 	closing atomic.Bool   // Close was called: its end is no news
 	done    chan struct{} // closed by watch
 	exit    driver.Exit   // written before done is closed
@@ -99,6 +100,7 @@ func (m *machine) watch() {
 	}
 	m.con.close()
 	_ = m.pidfd.Close()
+	m.conns.closeAll()
 	close(m.done)
 }
 
@@ -248,12 +250,8 @@ func (m *machine) traffic() (rx, tx int64) {
 // Close kills the sandbox and removes all there is of the machine.
 func (m *machine) Close(ctx context.Context) error {
 	m.closing.Store(true)
-	conn, err := m.pidfd.SyscallConn()
-	if err == nil {
-		err = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	}
-	if err != nil && !errors.Is(err, os.ErrClosed) { // closed: it has ended
-		return hearth.Wrap(hearth.Internal, err, "machine %s cannot be killed", m.id)
+	if conn, err := m.pidfd.SyscallConn(); err == nil { // else, as below, it has ended
+		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
 	}
 	select {
 	case <-m.done:
