@@ -124,10 +124,12 @@ type Knock struct {
 
 // Edge serves sandbox traffic. Its methods are safe for concurrent use.
 type Edge struct {
-	cfg    Config
-	domain string // lower case, without port
-	deps   Deps
-	proxy  *httputil.ReverseProxy
+	cfg       Config
+	domain    string // lower case, without port
+	deps      Deps
+	bulk      *buffers
+	transfers *httputil.ReverseProxy // for what is fast and ends
+	streams   *httputil.ReverseProxy // for what trickles and stays
 
 	mu    sync.Mutex
 	lives map[hearth.SandboxID]*life
@@ -144,16 +146,23 @@ func New(cfg Config, deps Deps) *Edge {
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Edge{cfg: cfg, domain: hostname(cfg.Domain), deps: deps, lives: make(map[hearth.SandboxID]*life)}
-	e.proxy = &httputil.ReverseProxy{
+	e := &Edge{
+		cfg: cfg, domain: hostname(cfg.Domain), deps: deps,
+		bulk: &buffers{size: bulkBuffer}, lives: make(map[hearth.SandboxID]*life),
+	}
+	e.transfers, e.streams = e.newProxy(e.bulk), e.newProxy(&buffers{size: streamBuffer})
+	return e
+}
+
+func (e *Edge) newProxy(b *buffers) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
 		Rewrite:       rewrite,
 		Transport:     throughLife{},
 		FlushInterval: -1, // at once
-		BufferPool:    new(buffers),
+		BufferPool:    b,
 		ErrorHandler:  e.failed,
-		ErrorLog:      log.New(quiet{deps.Log}, "", 0),
+		ErrorLog:      log.New(quiet{e.deps.Log}, "", 0),
 	}
-	return e
 }
 
 // request is what the edge knows of one request while it passes.
@@ -192,7 +201,20 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer l.leave()
 	ctx := context.WithValue(r.Context(), requestKey{}, &request{target: t, route: route, life: l})
-	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+	proxy := e.transfers
+	if isStream(r) {
+		proxy = e.streams
+	}
+	proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// isStream reports whether an answer will trickle for a long time: a stream of
+// the guest daemon's protocol (a command's output, a terminal, a watched
+// directory), server-sent events, an upgraded connection. There may be thousands
+// of these, each with a buffer.
+func isStream(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/connect+") ||
+		strings.Contains(r.Header.Get("Accept"), "text/event-stream") || r.Header.Get("Upgrade") != ""
 }
 
 // admit finds the sandbox's route, waking it if need be, and checks the token.
@@ -300,20 +322,28 @@ func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
 	return r.Context().Value(requestKey{}).(*request).life.transport.RoundTrip(r)
 }
 
+// Sizes of copy buffers, in bytes. Each copy costs two system calls, which is
+// what bounds a large transfer.
+const (
+	bulkBuffer   = 256 << 10
+	streamBuffer = 16 << 10
+)
+
 // buffers lends the buffers through which bodies are copied.
-type buffers struct{ pool sync.Pool }
+type buffers struct {
+	size int
+	pool sync.Pool
+}
 
-// bufferSize, in bytes, is large enough for full throughput, and small enough
-// for thousands of idle streams, each of which holds one.
-const bufferSize = 64 << 10
-
+// Get implements httputil.BufferPool.
 func (b *buffers) Get() []byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {
 		return *p
 	}
-	return make([]byte, bufferSize)
+	return make([]byte, b.size)
 }
 
+// Put implements httputil.BufferPool.
 func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
 
 // quiet logs what the proxy says of broken streams, of which there are many.

@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -20,6 +21,7 @@ type life struct {
 	dialer    Dialer
 	timeout   time.Duration
 	transport *http.Transport
+	buffers   *buffers
 	ctx       context.Context // ends with the life
 	end       context.CancelFunc
 
@@ -77,7 +79,7 @@ func (l *life) leave() {
 }
 
 func (e *Edge) newLife(route Route) *life {
-	l := &life{id: route.Sandbox, number: route.Life, dialer: e.deps.Dialer, timeout: e.cfg.DialTimeout, conns: make(map[*conn]struct{})}
+	l := &life{id: route.Sandbox, number: route.Life, dialer: e.deps.Dialer, timeout: e.cfg.DialTimeout, buffers: e.bulk, conns: make(map[*conn]struct{})}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	l.transport = &http.Transport{
 		DialContext:            l.dial,
@@ -86,8 +88,6 @@ func (e *Edge) newLife(route Route) *life {
 		IdleConnTimeout:        idleTimeout,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxResponseHeader,
-		ReadBufferSize:         bufferSize,
-		WriteBufferSize:        bufferSize,
 	}
 	return l
 }
@@ -183,6 +183,14 @@ func (l *life) track(c net.Conn) (net.Conn, error) {
 type conn struct {
 	net.Conn
 	life *life
+}
+
+// ReadFrom writes what it reads, in pieces as large as those of the other
+// direction; without it they would be half that or less.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	buf := c.life.buffers.Get()
+	defer c.life.buffers.Put(buf)
+	return io.CopyBuffer(struct{ io.Writer }{c.Conn}, r, buf)
 }
 
 // Close closes the connection and forgets it.
