@@ -337,7 +337,9 @@ func TestFailures(t *testing.T) {
 			r.maker.err = hearth.Errorf(hearth.ResourceExhausted, "the disk of /data is full; free some space and try again")
 		}, "the disk of /data is full; free some space and try again"},
 		{"hidden cause", func(r *rig, _ *Recipe) { r.maker.err = errors.New("secret /path") }, "internal error; the server's log says more"},
-		{"boot", func(r *rig, _ *Recipe) { r.node.refuse = []error{hearth.Errorf(hearth.FailedPrecondition, "no gVisor")} }, "no gVisor"},
+		{"boot", func(r *rig, _ *Recipe) {
+			r.node.refuse = []error{hearth.Errorf(hearth.FailedPrecondition, "no gVisor")}
+		}, "no gVisor"},
 		{"start command", func(r *rig, _ *Recipe) { r.guest.crash = true; r.guest.ready = []int{1} }, "start command failed: exit status 3"},
 		{"unknown user", func(_ *rig, c *Recipe) { c.User = "root123"; c.Ready = "whoami"; c.Start = "" },
 			"failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'"},

@@ -61,7 +61,25 @@ func (r *Recipe) validate() error {
 	if r.Source == nil {
 		return invalid("source: the recipe of %q has none", r.Name)
 	}
-	res := &r.Resources
+	if err := sizes(&r.Resources); err != nil {
+		return err
+	}
+	for field, line := range map[string]string{"start": r.Start, "ready": r.Ready} {
+		if len(line) > maxLine || strings.ContainsAny(line, "\x00\n") {
+			return invalid("%s: a command must be one line of at most %d bytes", field, maxLine)
+		}
+	}
+	if r.User != "" && !userRE.MatchString(r.User) {
+		return invalid("user: %.100q is not the name of a user", r.User)
+	}
+	if r.Workdir != "" && (!path.IsAbs(r.Workdir) || len(r.Workdir) > 4096 || strings.IndexByte(r.Workdir, 0) >= 0) {
+		return invalid("workdir: %.100q must be an absolute path of at most 4096 bytes", r.Workdir)
+	}
+	return checkEnv(r.Env)
+}
+
+// sizes fills in what a template that asks for nothing gets.
+func sizes(res *hearth.Resources) error {
 	for _, d := range []struct {
 		v        *int
 		def      int
@@ -79,18 +97,7 @@ func (r *Recipe) validate() error {
 			return invalid("%s: %d must be between %d and %d", d.field, *d.v, d.min, d.max)
 		}
 	}
-	for field, line := range map[string]string{"start": r.Start, "ready": r.Ready} {
-		if len(line) > maxLine || strings.ContainsAny(line, "\x00\n") {
-			return invalid("%s: a command must be one line of at most %d bytes", field, maxLine)
-		}
-	}
-	if r.User != "" && !userRE.MatchString(r.User) {
-		return invalid("user: %.100q is not the name of a user", r.User)
-	}
-	if r.Workdir != "" && (!path.IsAbs(r.Workdir) || len(r.Workdir) > 4096 || strings.IndexByte(r.Workdir, 0) >= 0) {
-		return invalid("workdir: %.100q must be an absolute path of at most 4096 bytes", r.Workdir)
-	}
-	return checkEnv(r.Env)
+	return nil
 }
 
 func checkEnv(env map[string]string) error {

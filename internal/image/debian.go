@@ -226,11 +226,19 @@ func (d *Debian) bootstrap(ctx context.Context, h *aptHost, out string, report P
 	}
 	report.say(start, "packages", "installing %d Debian packages and what they need (%s, %s)", len(d.spec.Packages), h.codename, h.arch)
 	mount := scratchMount()
-	err = d.mmdebstrap(ctx, work, mount, append(args, h.codename, out, list), start, report)
+	line := func(s string) {
+		for _, told := range []string{"running apt-get", "downloading", "extracting", "installing", "creating"} {
+			if m, ok := strings.CutPrefix(s, "I: "); ok && strings.HasPrefix(m, told) {
+				report.say(start, "packages", "%s", strings.TrimSuffix(m, "..."))
+			}
+		}
+	}
+	args = append(args, h.codename, out, list)
+	err = mmdebstrap(ctx, work, mount, args, line)
 	if mount != "true" && err != nil && strings.Contains(err.Error(), "No space left on device") {
 		report.say(start, "packages", "the packages do not fit into memory; installing them on disk")
 		if err = os.Remove(out); err == nil || errors.Is(err, fs.ErrNotExist) {
-			err = d.mmdebstrap(ctx, work, "true", append(args, h.codename, out, list), start, report)
+			err = mmdebstrap(ctx, work, "true", args, line)
 		}
 	}
 	return err
@@ -262,7 +270,7 @@ func available() int64 {
 	return kib << 10
 }
 
-func (d *Debian) mmdebstrap(ctx context.Context, work, mount string, args []string, start time.Time, report Progress) error {
+func mmdebstrap(ctx context.Context, work, mount string, args []string, line func(string)) error {
 	if _, err := exec.LookPath("mmdebstrap"); err != nil {
 		return hearth.Wrap(hearth.FailedPrecondition, err, "mmdebstrap is missing; install it with: apt-get install mmdebstrap")
 	}
@@ -272,14 +280,8 @@ func (d *Debian) mmdebstrap(ctx context.Context, work, mount string, args []stri
 	}
 	return run(ctx, command{
 		name: "bash", tool: "mmdebstrap", pkg: "bash", args: append([]string{"-c", mount + ` && exec mmdebstrap "$@"`, "mmdebstrap"}, args...), alone: ownNamespaces,
-		env: append(os.Environ(), "LC_ALL=C", "TMPDIR="+scratch, "DEBIAN_FRONTEND=noninteractive"),
-		line: func(s string) {
-			for _, told := range []string{"running apt-get", "downloading", "extracting", "installing", "creating"} {
-				if m, ok := strings.CutPrefix(s, "I: "); ok && strings.HasPrefix(m, told) {
-					report.say(start, "packages", "%s", strings.TrimSuffix(m, "..."))
-				}
-			}
-		},
+		env:  append(os.Environ(), "LC_ALL=C", "TMPDIR="+scratch, "DEBIAN_FRONTEND=noninteractive"),
+		line: line,
 	})
 }
 

@@ -145,33 +145,11 @@ func ensureUser(root *os.Root) (uid, gid int, err error) {
 		}
 		return uid, gid, nil
 	}
-	group, err := readTable(root, "etc/group", 0o644)
+	id, err := addUser(root, passwd)
 	if err != nil {
 		return 0, 0, err
-	}
-	id := userUID
-	for passwd.find(2, strconv.Itoa(id)) != nil || group.find(2, strconv.Itoa(id)) != nil {
-		id++
-	}
-	shadow, err := readTable(root, "etc/shadow", 0o640)
-	if err != nil {
-		return 0, 0, err
-	}
-	if passwd.find(0, "root") == nil {
-		if err := passwd.add(root, "root:x:0:0:root:/root:/bin/bash"); err != nil {
-			return 0, 0, err
-		}
 	}
 	home := "home/" + userName
-	err = errors.Join(
-		passwd.add(root, fmt.Sprintf("%s:x:%d:%d::/%s:/bin/bash", userName, id, id, home)),
-		shadow.add(root, userName+":!:19000:0:99999:7:::"))
-	if group.find(0, userName) == nil {
-		err = errors.Join(err, group.add(root, fmt.Sprintf("%s:x:%d:", userName, id)))
-	}
-	if err != nil {
-		return 0, 0, err
-	}
 	if err := ensureDir(root, home, 0o755); err != nil {
 		return 0, 0, err
 	}
@@ -179,6 +157,32 @@ func ensureUser(root *os.Root) (uid, gid int, err error) {
 		return 0, 0, err
 	}
 	return id, id, own(root, home, id, id)
+}
+
+// addUser writes the user's lines and returns the id of user and group.
+func addUser(root *os.Root, passwd *table) (int, error) {
+	group, err := readTable(root, "etc/group", 0o644)
+	if err != nil {
+		return 0, err
+	}
+	shadow, err := readTable(root, "etc/shadow", 0o640)
+	if err != nil {
+		return 0, err
+	}
+	id := userUID
+	for passwd.find(2, strconv.Itoa(id)) != nil || group.find(2, strconv.Itoa(id)) != nil {
+		id++
+	}
+	if passwd.find(0, "root") == nil {
+		err = passwd.add(root, "root:x:0:0:root:/root:/bin/bash")
+	}
+	err = errors.Join(err,
+		passwd.add(root, fmt.Sprintf("%s:x:%d:%d::/home/%s:/bin/bash", userName, id, id, userName)),
+		shadow.add(root, userName+":!:19000:0:99999:7:::"))
+	if group.find(0, userName) == nil {
+		err = errors.Join(err, group.add(root, fmt.Sprintf("%s:x:%d:", userName, id)))
+	}
+	return id, err
 }
 
 // skeleton copies the regular files of /etc/skel.
