@@ -64,11 +64,11 @@ func TestCreateRequest(t *testing.T) {
 			control.CreateRequest{Team: "team1", Template: "base", Timeout: 300 * time.Second, OnTimeout: "kill", Network: hearth.Network{AllowInternet: &yes}}},
 		{"everything", "/v2/sandboxes", `{"templateID":" First/Base:default ","timeout":60,"autoPause":true,"autoPauseMemory":true,"autoResume":{"enabled":true},
 			"allow_internet_access":false,"metadata":{"user":"1"},"envVars":{"A":"b"},"mcp":{"x":{"y":1}},"iam":{},"volumeMounts":[],
-			"network":{"allowOut":["example.com","*.example.org","8.8.8.8"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":false,"maskRequestHost":"localhost:${PORT}","rules":{}},
+			"network":{"allowOut":["8.8.8.8","1.0.0.0/24"],"denyOut":["0.0.0.0/0"],"allowPublicTraffic":false,"maskRequestHost":"localhost:${PORT}","rules":{}},
 			"somethingNew":{"a":[1]}}`,
 			control.CreateRequest{Team: "team1", Template: "base", Timeout: time.Minute, OnTimeout: "pause", AutoResume: true,
 				Env: map[string]string{"A": "b"}, Metadata: map[string]string{"user": "1"},
-				Network: hearth.Network{AllowInternet: &no, AllowOut: []string{"example.com", "*.example.org", "8.8.8.8"},
+				Network: hearth.Network{AllowInternet: &no, AllowOut: []string{"8.8.8.8", "1.0.0.0/24"},
 					DenyOut: []string{"0.0.0.0/0"}, PrivateIngress: true, MaskRequestHost: "localhost:${PORT}"}}},
 	}
 	for _, tt := range tests {
@@ -105,7 +105,8 @@ func TestCreateRefused(t *testing.T) {
 		{"allowed junk", `{"templateID":"base","network":{"allowOut":["http://x"]}}`, "invalid allowed destination http://x", 400},
 		{"allowed broken address", `{"templateID":"base","network":{"allowOut":["1.2.3"]}}`, "invalid allowed destination 1.2.3", 400},
 		{"domain without deny", `{"templateID":"base","network":{"allowOut":["example.com"]}}`, "'ALL_TRAFFIC'", 400},
-		{"mask", `{"templateID":"base","network":{"maskRequestHost":"a\r\nb"}}`, "network.maskRequestHost", 400},
+		{"domain", `{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`, "supports addresses and CIDRs only", 400},
+		{"mask", `{"templateID":"base","network":{"maskRequestHost":"a\r\nb"}}`, "invalid maskRequestHost", 400},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

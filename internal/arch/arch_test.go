@@ -53,7 +53,8 @@ func mayImport(p, q string) bool {
 	case within(p, services...):
 		return contract
 	case within(p, "internal/api"):
-		return contract || gen || q == "spec" || q == "internal/control" // for its request types; behaviour comes through interfaces
+		// control for its request types, whose behaviour comes through interfaces; egress for its pure check
+		return contract || gen || q == "spec" || q == "internal/control" || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
 	case within(p, adapters...):
