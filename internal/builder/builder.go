@@ -7,7 +7,7 @@
 // then the snapshot, then the row that names both; until that last write the
 // template's previous build stays in force. What a crash left half-made is
 // found by Sweep at the next start: rows that nobody works on, machines whose
-// ID is a builder's (see Owns), snapshots without a ready build.
+// ID is a builder's (hearth.SandboxID.OfBuild), snapshots without a ready build.
 //
 // Warm snapshots belong to one driver, CPU and kernel. When the node's key has
 // changed, Enqueue makes a new build from the same layer, so that only the warm

@@ -393,9 +393,9 @@ func TestSweepAfterACrash(t *testing.T) {
 		if err := r.rows.CreateBuild(ctx, b); err != nil {
 			t.Fatal(err)
 		}
-		r.node.machines[machineID(b.ID)] = true
+		r.node.machines[hearth.BuildMachineID(b.ID)] = true
 		if !running {
-			if _, err := r.node.Pause(ctx, machineID(b.ID), node.PauseRequest{Into: b.Warm, Forget: true}); err != nil {
+			if _, err := r.node.Pause(ctx, hearth.BuildMachineID(b.ID), node.PauseRequest{Into: b.Warm, Forget: true}); err != nil {
 				t.Fatal(err)
 			}
 		}

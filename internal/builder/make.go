@@ -2,8 +2,6 @@ package builder
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"path"
@@ -22,21 +20,6 @@ const (
 
 // layerPrefix begins the blob keys of layers; the rest is their hash.
 const layerPrefix = "layers/"
-
-// machinePrefix begins the IDs of the builder's machines, which are in no table
-// of sandboxes; those of users begin with "i".
-const machinePrefix = "b"
-
-// Owns reports whether a machine on a node belongs to a build. The control
-// plane, which knows no sandbox of that ID, leaves it to the builder.
-func Owns(id hearth.SandboxID) bool { return strings.HasPrefix(string(id), machinePrefix) }
-
-// machineID is a build's machine. It follows from the build, so that after a
-// crash the row alone says which machine to look for.
-func machineID(id hearth.BuildID) hearth.SandboxID {
-	sum := sha256.Sum256([]byte(id))
-	return hearth.SandboxID(machinePrefix + hex.EncodeToString(sum[:10]))
-}
 
 // make does the work of one build. On failure it has removed what it made.
 func (b *Builder) make(ctx context.Context, j *job) (err error) {
@@ -138,7 +121,7 @@ func describe(e image.Event) string {
 // warm boots a machine, waits until its start command is ready, and keeps its
 // state as the build's snapshot.
 func (b *Builder) warm(ctx context.Context, j *job) error {
-	id := machineID(j.build.ID)
+	id := hearth.BuildMachineID(j.build.ID)
 	token := string(hearth.NewSnapshotID()) // random; Forget takes it out of the snapshot
 	if err := b.start(ctx, j, id, token); err != nil {
 		return err

@@ -26,7 +26,7 @@ func (b *Builder) Sweep(ctx context.Context, teams []hearth.TeamID) error {
 		return err
 	}
 	for _, i := range list {
-		if Owns(i.ID) {
+		if i.ID.OfBuild() {
 			if err := b.deps.Node.Stop(ctx, i.ID, "build interrupted"); err != nil {
 				return err
 			}
@@ -116,7 +116,7 @@ func (b *Builder) undo(ctx context.Context, j *job) {
 // scrap removes a build's machine and snapshot. Its layer is whole and may serve
 // the next try, or another template of the same content; Sweep removes it if not.
 func (b *Builder) scrap(ctx context.Context, build *hearth.Build) error {
-	id := machineID(build.ID)
+	id := hearth.BuildMachineID(build.ID)
 	if err := b.deps.Node.Stop(ctx, id, "build failed"); err != nil {
 		return err
 	}

@@ -2,8 +2,10 @@ package hearth
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 )
 
 // Distinct ID types make swapped arguments a compile error.
@@ -57,6 +59,18 @@ func NewAPIKey() string {
 	rand.Read(b[:])
 	return "e2b_" + hex.EncodeToString(b[:])
 }
+
+// BuildMachineID names the machine in which a build is made warm. It follows
+// from the build, so that after a crash the build alone says which machine to
+// look for. Such machines are in no table of sandboxes.
+func BuildMachineID(id BuildID) SandboxID {
+	sum := sha256.Sum256([]byte(id))
+	return SandboxID("b" + hex.EncodeToString(sum[:10]))
+}
+
+// OfBuild reports whether a machine is one that BuildMachineID names. It is the
+// builder's: whoever looks for machines without a sandbox leaves it alone.
+func (id SandboxID) OfBuild() bool { return strings.HasPrefix(string(id), "b") }
 
 // ParseSandboxID accepts "id" and "id-anything", as E2B clients send both.
 func ParseSandboxID(s string) (SandboxID, error) {
