@@ -59,7 +59,14 @@ func (e *executor) started() (*kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.settle(k); err != nil {
+	ctx, cancel := context.WithTimeout(s.life, startTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { k.kill(errRemoved) })
+	err = e.settle(ctx, k)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		k.shutdown(errRemoved)
 		return nil, err
 	}
@@ -68,7 +75,7 @@ func (e *executor) started() (*kernel, error) {
 }
 
 // settle takes a new kernel to the context's directory and environment.
-func (e *executor) settle(k *kernel) error {
+func (e *executor) settle(ctx context.Context, k *kernel) error {
 	c := cell{orders: orders{Cwd: e.cwd}}
 	if !k.spec.prepared {
 		d, ok := dialectOf(k.spec.Name)
@@ -77,7 +84,7 @@ func (e *executor) settle(k *kernel) error {
 		}
 		c = cell{code: d.chdir(e.cwd)}
 	}
-	return e.service.quietly(e.service.life, k, c)
+	return e.service.quietly(ctx, k, c)
 }
 
 // restart replaces the kernel. What runs in the old one ends with ContextRestarting.
@@ -163,7 +170,7 @@ func endedEvent(k *kernel, err error) any {
 		case <-k.done:
 		case <-time.After(shutdownTime):
 		}
-		if _, exit := k.end(); exit != "" {
+		if exit, _ := k.end(); exit != "" {
 			detail = "The kernel ended: " + exit
 		}
 	}
@@ -246,7 +253,7 @@ func (s *Service) quietly(ctx context.Context, k *kernel, c cell) error {
 	select {
 	case k.busy <- struct{}{}:
 	case <-k.stop:
-		cause, _ := k.end()
+		_, cause := k.end()
 		return cause
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -72,7 +72,7 @@ func (k *kernel) run(ctx context.Context, c cell, out sink) (outcome, error) {
 	r, err := k.send("execute_request", content, metadata)
 	if err != nil {
 		k.kill(errKernelDied)
-		cause, _ := k.end()
+		_, cause := k.end()
 		return outcome{}, cause
 	}
 	defer k.finish(r)
@@ -110,10 +110,10 @@ func (x *execution) follow(ctx context.Context, r *request) error {
 		case <-end:
 			return nil
 		case <-x.k.gone:
-			cause, _ := x.k.end()
+			_, cause := x.k.end()
 			return cause
 		case <-x.k.stop:
-			cause, _ := x.k.end()
+			_, cause := x.k.end()
 			return cause
 		}
 		if x.left && again == nil && len(pauses) == len(interruptTimes()) {
@@ -188,41 +188,34 @@ func (x *execution) fail(name, value, trace string) {
 	}
 }
 
+// output handles a message of the iopub channel.
 func (x *execution) output(m message) {
+	var c struct {
+		State string                     `json:"execution_state"`
+		Count int64                      `json:"execution_count"`
+		Data  map[string]json.RawMessage `json:"data"`
+		Name  string                     `json:"name"`
+		Text  string                     `json:"text"`
+		Error string                     `json:"ename"`
+		Value string                     `json:"evalue"`
+		Trace []string                   `json:"traceback"`
+	}
+	if json.Unmarshal(m.Content, &c) != nil {
+		return
+	}
 	switch m.Type {
 	case "status":
-		var c struct {
-			State string `json:"execution_state"`
-		}
-		if json.Unmarshal(m.Content, &c) == nil && c.State == "idle" {
-			x.idle = true
-		}
+		x.idle = x.idle || c.State == "idle"
 	case "execute_input":
-		var c struct {
-			Count int64 `json:"execution_count"`
-		}
-		if json.Unmarshal(m.Content, &c) == nil {
-			x.emit(countEvent(c.Count))
-		}
+		x.emit(countEvent(c.Count))
 	case "stream":
-		var c struct{ Name, Text string }
-		if json.Unmarshal(m.Content, &c) == nil && (c.Name == "stdout" || c.Name == "stderr") && c.Text != "" {
+		if (c.Name == "stdout" || c.Name == "stderr") && c.Text != "" {
 			x.emit(streamEvent(c.Name, c.Text))
 		}
 	case "error":
-		var c struct {
-			Name  string   `json:"ename"`
-			Value string   `json:"evalue"`
-			Trace []string `json:"traceback"`
-		}
-		if json.Unmarshal(m.Content, &c) == nil {
-			x.fail(c.Name, c.Value, strings.Join(c.Trace, "\n"))
-		}
+		x.fail(c.Error, c.Value, strings.Join(c.Trace, "\n"))
 	case "execute_result", "display_data":
-		var c struct {
-			Data map[string]json.RawMessage `json:"data"`
-		}
-		if json.Unmarshal(m.Content, &c) == nil && len(c.Data) > 0 {
+		if len(c.Data) > 0 {
 			x.emit(resultEvent(c.Data, m.Type == "execute_result"))
 		}
 	}

@@ -26,12 +26,16 @@ const (
 	askPause     = 250 * time.Millisecond // between requests of a kernel that is starting
 )
 
-// Why a kernel is gone; the words reach users.
-var (
-	errKernelDied = errors.New("Connection to the execution was closed before the execution was finished") //nolint:staticcheck // wire text
-	errRestarted  = errors.New("Context was restarted")                                                    //nolint:staticcheck // wire text
-	errRemoved    = errors.New("Context was removed")                                                      //nolint:staticcheck // wire text
+// ending is why a kernel is gone, in the words that users get.
+type ending string
+
+const (
+	errKernelDied ending = "Connection to the execution was closed before the execution was finished"
+	errRestarted  ending = "Context was restarted"
+	errRemoved    ending = "Context was removed"
 )
+
+func (e ending) Error() string { return string(e) }
 
 // kernel is one running kernel process and our connections to it. It is made by
 // startKernel and never restarted: a restart makes another kernel.
@@ -377,14 +381,14 @@ func (k *kernel) shutdown(cause error) {
 	<-k.done
 }
 
-// end returns why the kernel is gone and how its process ended.
-func (k *kernel) end() (cause error, exit string) { //nolint:revive // cause is a value here, not a failure
+// end returns how the kernel's process ended and why the kernel is gone.
+func (k *kernel) end() (exit string, cause error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.cause == nil {
-		return errKernelDied, k.exit
+		return k.exit, errKernelDied
 	}
-	return k.cause, k.exit
+	return k.exit, k.cause
 }
 
 func (k *kernel) alive() bool {

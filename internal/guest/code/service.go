@@ -16,7 +16,7 @@ import (
 	"hearth/internal/hearth"
 )
 
-//go:embed python
+//go:embed python/launch.py python/hearth_kernel/*.py
 var pythonFiles embed.FS
 
 const (

@@ -245,16 +245,13 @@ class _Labels:
         return bool(labels) and isinstance(formatter, (FixedFormatter, FuncFormatter))
 
     def near(self, position, reach):
-        """The label at a position, or of the closest tick when ticks are categories."""
+        """The label of the closest tick when ticks are categories, else the position itself."""
         best = min(self.named, key=lambda tick: abs(tick[0] - position), default=None)
-        if best is not None:
-            distance = abs(best[0] - position)
-            if distance <= reach / 2 + 1e-9 and (self.categories or distance < 1e-9):
-                return best[1]
-            if self.categories and distance < 0.5:
+        if best is not None and self.categories:
+            if abs(best[0] - position) <= max(reach / 2, 0.5) + 1e-9:
                 return best[1]
         value = _value(self.axis, _number(position))
-        return value if isinstance(value, str) else f"{value:g}"
+        return value if isinstance(value, str) else f"{value:.10g}"
 
 
 def _pie(ax):
