@@ -40,42 +40,56 @@ type Policy struct {
 // InvalidArgument that names the field and the value.
 func Parse(n hearth.Network) (Policy, error) {
 	p := Policy{Internet: n.AllowInternet == nil || *n.AllowInternet}
-	if err := countOf("allowOut", n.AllowOut); err != nil {
+	if err := firstError(countOf("allowOut", n.AllowOut), countOf("denyOut", n.DenyOut), p.deny(n.DenyOut), p.allow(n.AllowOut)); err != nil {
 		return Policy{}, err
 	}
-	if err := countOf("denyOut", n.DenyOut); err != nil {
-		return Policy{}, err
+	return p, CheckMask(n.MaskRequestHost)
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
 	}
-	for _, s := range n.DenyOut {
+	return nil
+}
+
+func (p *Policy) deny(list []string) error {
+	for _, s := range list {
 		prefix, ok := ParseRange(s)
 		if !ok || prefix.Addr().IsUnspecified() && prefix.String() != allTraffic {
-			return Policy{}, hearth.Errorf(hearth.InvalidArgument, "invalid denied CIDR %s", shown(s))
+			return hearth.Errorf(hearth.InvalidArgument, "invalid denied CIDR %s", shown(s))
 		}
 		if prefix.Addr().Is4() { // what is IPv6 is never reached
 			p.DenyOut = append(p.DenyOut, prefix)
 		}
 	}
+	return nil
+}
+
+func (p *Policy) allow(list []string) error {
 	domain := ""
-	for _, s := range n.AllowOut {
+	for _, s := range list {
 		prefix, ok := ParseRange(s)
 		switch {
 		case ok && prefix.Addr().Is4():
 			p.AllowOut = append(p.AllowOut, prefix)
 		case ok:
-			return Policy{}, hearth.Errorf(hearth.InvalidArgument, "allowOut: %s is IPv6; sandboxes have IPv4 egress only", shown(s))
+			return hearth.Errorf(hearth.InvalidArgument, "allowOut: %s is IPv6; sandboxes have IPv4 egress only", shown(s))
 		case !IsDomain(s):
-			return Policy{}, hearth.Errorf(hearth.InvalidArgument, "invalid allowed destination %s: must be an address, a CIDR or a domain name", shown(s))
+			return hearth.Errorf(hearth.InvalidArgument, "invalid allowed destination %s: must be an address, a CIDR or a domain name", shown(s))
 		case domain == "":
 			domain = s
 		}
 	}
 	if domain != "" {
-		return Policy{}, refuseDomain(domain, p)
+		return p.refuseDomain(domain)
 	}
-	return p, CheckMask(n.MaskRequestHost)
+	return nil
 }
 
-func refuseDomain(domain string, p Policy) error {
+func (p *Policy) refuseDomain(domain string) error {
 	if !slices.Contains(p.DenyOut, netip.MustParsePrefix(allTraffic)) {
 		return hearth.Errorf(hearth.InvalidArgument, "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all other traffic.")
 	}
@@ -126,17 +140,17 @@ func isName(s string) bool {
 		return false
 	}
 	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > maxLabel || label[0] == '-' || label[len(label)-1] == '-' {
+		if label == "" || len(label) > maxLabel || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.ContainsFunc(label, notInName) {
 			return false
-		}
-		for _, c := range []byte(label) {
-			letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-			if !letter && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return false
-			}
 		}
 	}
 	return true
+}
+
+func notInName(r rune) bool {
+	letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	return !letter && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
 // PortMark stands for the requested port in a masked host.

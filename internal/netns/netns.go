@@ -37,6 +37,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"hearth/internal/hearth"
@@ -125,29 +126,10 @@ type Slot struct {
 // withDefaults returns the configuration with every field set, or an
 // InvalidArgument error that names the field.
 func (c Config) withDefaults() (Config, error) {
-	if !regexp.MustCompile(`^[a-z0-9]{1,6}$`).MatchString(c.Name) {
-		return c, hearth.Errorf(hearth.InvalidArgument, "network name %q: want 1 to 6 of [a-z0-9]", c.Name)
-	}
 	if !c.Prefix.IsValid() {
 		c.Prefix = netip.MustParsePrefix(DefaultPrefix)
 	}
 	c.Prefix = c.Prefix.Masked()
-	if !c.Prefix.Addr().Is4() || c.Prefix.Bits() > slotBits || c.Prefix.Bits() < 8 {
-		return c, hearth.Errorf(hearth.InvalidArgument, "network prefix %s: want an IPv4 prefix of /8 to /%d", c.Prefix, slotBits)
-	}
-	for _, p := range append(append([]netip.Prefix{}, c.Exempt...), c.Deny...) {
-		if !p.IsValid() || !p.Addr().Is4() {
-			return c, hearth.Errorf(hearth.InvalidArgument, "network exempt or deny %s: want an IPv4 prefix", p)
-		}
-	}
-	for _, a := range c.Resolvers {
-		if !a.Is4() {
-			return c, hearth.Errorf(hearth.InvalidArgument, "network resolver %s: want an IPv4 address", a)
-		}
-	}
-	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535) {
-		return c, hearth.Errorf(hearth.InvalidArgument, "network MTU %d: want 576 to 65535", c.MTU)
-	}
 	setDefault(&c.Dir, DefaultDir)
 	setDefault(&c.MTU, DefaultMTU)
 	setDefault(&c.Check, defaultCheck)
@@ -160,10 +142,37 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Limits.Connections, DefaultConnections)
 	setDefault(&c.Limits.NewPerSecond, DefaultNewPerSecond)
 	setDefault(&c.Limits.UDPPerSecond, DefaultUDPPerSecond)
-	if c.Limits.Connections < 0 || c.Limits.NewPerSecond < 0 || c.Limits.UDPPerSecond < 0 {
-		return c, hearth.Errorf(hearth.InvalidArgument, "network limits must not be negative")
+	return c, firstError(c.validate(), c.validateAddresses())
+}
+
+func (c Config) validate() error {
+	if !regexp.MustCompile(`^[a-z0-9]{1,6}$`).MatchString(c.Name) {
+		return hearth.Errorf(hearth.InvalidArgument, "network name %q: want 1 to 6 of [a-z0-9]", c.Name)
 	}
-	return c, nil
+	if c.MTU < 576 || c.MTU > 65535 {
+		return hearth.Errorf(hearth.InvalidArgument, "network MTU %d: want 576 to 65535", c.MTU)
+	}
+	if min(c.Limits.Connections, c.Limits.NewPerSecond, c.Limits.UDPPerSecond) < 0 {
+		return hearth.Errorf(hearth.InvalidArgument, "network limits must not be negative")
+	}
+	return nil
+}
+
+func (c Config) validateAddresses() error {
+	if !c.Prefix.Addr().Is4() || c.Prefix.Bits() > slotBits || c.Prefix.Bits() < 8 {
+		return hearth.Errorf(hearth.InvalidArgument, "network prefix %s: want an IPv4 prefix of /8 to /%d", c.Prefix, slotBits)
+	}
+	for _, p := range slices.Concat(c.Exempt, c.Deny) {
+		if !p.IsValid() || !p.Addr().Is4() {
+			return hearth.Errorf(hearth.InvalidArgument, "network exempt or deny %s: want an IPv4 prefix", p)
+		}
+	}
+	for _, a := range c.Resolvers {
+		if !a.Is4() {
+			return hearth.Errorf(hearth.InvalidArgument, "network resolver %s: want an IPv4 address", a)
+		}
+	}
+	return nil
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -132,10 +132,7 @@ func (t *table) load() error {
 		return elements
 	}
 	for _, e := range read(s.slots) {
-		name := deviceName(e.Key)
-		if index, convErr := strconv.Atoi(strings.TrimPrefix(name, t.devices)); convErr == nil && index < t.cfg.capacity() && index >= 0 {
-			t.slots[index] = Policy{}
-		}
+		t.adopt(deviceName(e.Key))
 	}
 	for _, e := range read(s.open) {
 		t.change(e.Key, func(p *Policy) { p.Internet = true })
@@ -157,6 +154,14 @@ func (t *table) load() error {
 		t.slots[index] = normal
 	}
 	return err
+}
+
+// adopt registers the slot with a host device, without access for now.
+func (t *table) adopt(device string) {
+	index, err := strconv.Atoi(strings.TrimPrefix(device, t.devices))
+	if err == nil && index >= 0 && index < t.cfg.capacity() {
+		t.slots[index] = Policy{}
+	}
 }
 
 // change edits the policy of the slot whose guest address key begins with.

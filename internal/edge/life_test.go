@@ -1,0 +1,197 @@
+package edge
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"hearth/internal/guest"
+	"hearth/internal/hearth"
+)
+
+func TestWebSocket(t *testing.T) {
+	town := newTown()
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+		if err != nil {
+			return
+		}
+		for {
+			kind, data, err := c.Read(r.Context())
+			if err != nil || c.Write(r.Context(), kind, data) != nil {
+				return
+			}
+		}
+	})
+	town.serve(t, alpha, 3000, echo)
+	town.serve(t, alpha, guest.Port, echo)
+	e, s := town.open(t, Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	dial := func(port string) (*websocket.Conn, error) {
+		c, _, err := websocket.Dial(ctx, s.URL, &websocket.DialOptions{HTTPHeader: http.Header{SandboxHeader: {alpha}, PortHeader: {port}}})
+		return c, err
+	}
+	c, err := dial("3000")
+	must(t, err)
+	must(t, c.Write(ctx, websocket.MessageText, []byte("hello")))
+	_, data, err := c.Read(ctx)
+	if err != nil || string(data) != "hello" {
+		t.Errorf("%q, %v", data, err)
+	}
+	e.Drop(alpha)
+	if _, _, err := c.Read(ctx); err == nil {
+		t.Error("the connection outlived the sandbox")
+	}
+	if _, err := dial("49983"); err == nil {
+		t.Error("a connection into the guest daemon was upgraded")
+	}
+}
+
+func TestUpgradesThatAreTunnels(t *testing.T) {
+	town := newTown()
+	town.serve(t, alpha, 3000, mirror())
+	_, s := town.open(t, Config{})
+	_, body, _ := ask(t, s, alpha, 3000, func(r *http.Request) {
+		r.Header.Set("Connection", "Upgrade, HTTP2-Settings")
+		r.Header.Set("Upgrade", "h2c")
+		r.Header.Set("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")
+	})
+	if strings.Contains(strings.ToLower(body), "upgrade") && strings.Contains(body, "h2c") {
+		t.Errorf("the guest was asked for h2c: %s", body)
+	}
+}
+
+func TestDropBreaksStreamsAndForgetsConnections(t *testing.T) {
+	town := newTown()
+	started := make(chan struct{}, 10)
+	town.serve(t, alpha, 3000, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "first")
+		w.(http.Flusher).Flush()
+		started <- struct{}{}
+		<-r.Context().Done()
+	}))
+	town.serve(t, alpha, 3001, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		started <- struct{}{}
+		<-r.Context().Done()
+	}))
+	e, s := town.open(t, Config{})
+	r, _ := http.NewRequest("GET", s.URL, nil)
+	r.Header.Set(SandboxHeader, alpha)
+	r.Header.Set(PortHeader, "3000")
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	must(t, err)
+	defer resp.Body.Close()
+	buf := make([]byte, 5)
+	_, err = io.ReadFull(resp.Body, buf) // arrives though the response goes on
+	must(t, err)
+	<-started
+	waiting := make(chan string, 1)
+	go func() {
+		_, body, _ := ask(t, s, alpha, 3001, nil)
+		waiting <- body
+	}()
+	<-started
+	town.change(alpha, func(r *Route) { r.State = hearth.Stopped })
+	e.Drop(alpha)
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("an open stream ended as if it were complete")
+	}
+	if body := <-waiting; !strings.Contains(body, "The sandbox was not found") {
+		t.Errorf("a request under way: %s", body)
+	}
+	if code, _, _ := ask(t, s, alpha, 3000, nil); code != 502 {
+		t.Errorf("after the end: %d", code)
+	}
+}
+
+func TestConnectionsBelongToOneLife(t *testing.T) {
+	town := newTown()
+	town.serve(t, alpha, 3000, say("old"))
+	_, s := town.open(t, Config{})
+	for range 3 {
+		if _, body, _ := ask(t, s, alpha, 3000, nil); body != "old" {
+			t.Fatal(body)
+		}
+	}
+	if n := town.dials.Load(); n != 1 {
+		t.Errorf("%d connections for three requests", n)
+	}
+	town.serve(t, alpha, 3000, say("new"))
+	town.change(alpha, func(r *Route) { r.Life = 2 })
+	if _, body, _ := ask(t, s, alpha, 3000, nil); body != "new" {
+		t.Errorf("the next life was asked over a connection of the last: %s", body)
+	}
+	town.change(alpha, func(r *Route) { r.Life = 1 }) // a stale answer
+	if code, _, _ := ask(t, s, alpha, 3000, nil); code != 502 {
+		t.Errorf("a route into the past: %d", code)
+	}
+}
+
+func TestServerThatIsJustStarting(t *testing.T) {
+	town := newTown()
+	town.serve(t, alpha, 3000, say("up"))
+	town.late[alpha+":3000"] = 2
+	_, s := town.open(t, Config{})
+	if _, body, _ := ask(t, s, alpha, 3000, nil); body != "up" {
+		t.Error(body)
+	}
+	start := time.Now()
+	if code, _, _ := ask(t, s, alpha, 3001, nil); code != 502 || time.Since(start) > 2*time.Second {
+		t.Errorf("%d after %s", code, time.Since(start))
+	}
+}
+
+func TestConnectionLimit(t *testing.T) {
+	town := newTown()
+	release := make(chan struct{})
+	inside := make(chan struct{}, 10)
+	town.serve(t, alpha, 3000, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		inside <- struct{}{}
+		<-release
+	}))
+	town.serve(t, beta, 3000, say("other"))
+	_, s := town.open(t, Config{Connections: 2})
+	var g sync.WaitGroup
+	for range 2 {
+		g.Go(func() { ask(t, s, alpha, 3000, nil) })
+	}
+	<-inside
+	<-inside
+	code, body, _ := ask(t, s, alpha, 3000, nil)
+	if code != 429 || !strings.Contains(body, `"connectionLimit":2,"code":429`) {
+		t.Errorf("%d %s", code, body)
+	}
+	if code, _, _ := ask(t, s, beta, 3000, nil); code != 200 {
+		t.Errorf("another sandbox: %d", code)
+	}
+	close(release)
+	g.Wait()
+	if code, _, _ := ask(t, s, alpha, 3000, nil); code != 200 {
+		t.Errorf("afterwards: %d", code)
+	}
+}
+
+func TestH2C(t *testing.T) {
+	town := newTown()
+	town.serve(t, alpha, 3000, mirror())
+	_, s := town.open(t, Config{Domain: "box.test"})
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	defer tr.CloseIdleConnections()
+	r, _ := http.NewRequest("POST", s.URL+"/x", strings.NewReader("body"))
+	r.Host = "3000-" + alpha + ".box.test"
+	resp, err := tr.RoundTrip(r)
+	must(t, err)
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.ProtoMajor != 2 || !strings.Contains(string(body), `"body":"body"`) || !strings.Contains(string(body), r.Host) {
+		t.Errorf("%s %s", resp.Proto, body)
+	}
+}
