@@ -47,6 +47,9 @@
 //	ln -s /opt/hearth/python/bin/{python,python3,pip,pip3} /usr/local/bin/
 //	chown -R 1000:1000 /opt/hearth/python
 //
+// The same packages installed into the system's Python work as well: python is then
+// /usr/bin/python3 and kernel_dirs /usr/local/share/jupyter/kernels.
+//
 // The wheels are preferred to Debian's packages: 293 MB against 516 MB on disk (88
 // packages), and current releases of pandas and matplotlib instead of 1.5 and 3.6. The tree
 // belongs to user because "%pip install" and "pip install" in a command must land where the
@@ -54,6 +57,14 @@
 // (the kernel starts without it even when it is installed): leaving it out saves 15 MB.
 // Let pip compile the byte code: an import in a sandbox would otherwise compile again in every
 // one of them.
+//
+// # What a warm kernel weighs
+//
+// Anonymous memory of the process with ipykernel 7.4, Python 3.11, pandas 3.1 and
+// matplotlib 3.11: 30.5 MB the kernel alone (a stock one 60.8), 38 with numpy, 67 with
+// pandas, 84.7 with pyplot too (stock 97). What makes the difference: no debugger back end
+// (30 MB), no history database, freed memory given back before the checkpoint. It uses no
+// CPU when idle. The first cell after a Reset takes as long as any other.
 //
 // # Rules
 //
