@@ -102,15 +102,13 @@ func (s *Service) startKernel(ctx context.Context, spec kernelSpec, dir string) 
 		k.removeFiles()
 		return nil, err
 	}
-	env := s.environment()
-	k.epoch, k.applied = env.epoch, env.values
 	vars := maps.Clone(spec.Env)
-	if vars == nil {
+	if !spec.prepared { // ours takes the environment from our metadata, so that it can give it back
+		env := s.environment()
+		k.epoch, k.applied = env.epoch, env.values
 		vars = map[string]string{}
-	}
-	maps.Copy(vars, env.values)
-	if spec.prepared {
-		k.epoch = 0 // it takes the environment from our metadata
+		maps.Copy(vars, spec.Env)
+		maps.Copy(vars, env.values)
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()

@@ -12,8 +12,9 @@ import (
 // parent and reaper in the sandbox.
 type Launcher interface {
 	// Launch starts a command as the sandbox's default user, in a new process
-	// group, with the environment that every process of that user gets and
-	// cmd.Env on top. The process outlives ctx, which bounds the start only.
+	// group, with PATH, HOME, USER, LOGNAME and cmd.Env on top: nothing that an
+	// Init has set, for that comes by Reset and must not outlive the next one. The
+	// process outlives ctx, which bounds the start only.
 	Launch(ctx context.Context, cmd Command) (Process, error)
 }
 

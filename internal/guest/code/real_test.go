@@ -258,6 +258,14 @@ func TestRealEnvironment(t *testing.T) {
 	if res := r.run(show); res.text != "None second None" {
 		t.Fatalf("%+v", res)
 	}
+	in := fields{"context_id": r.context(fields{}).ID}
+	if res := r.run(show, in); res.text != "None second None" {
+		t.Fatalf("a context made after the reset: %+v", res)
+	}
+	r.svc.Reset(map[string]string{"GLOBAL": "third"})
+	if res := r.run(show, in); res.text != "third None None" {
+		t.Fatalf("a context that started with the old environment: %+v", res)
+	}
 }
 
 func TestRealContexts(t *testing.T) {
