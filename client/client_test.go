@@ -448,6 +448,10 @@ func TestCode(t *testing.T) {
 	if got := strings.Join(live, "|"); got != "stdout hi\n|stderr oh\n|shown|42" {
 		t.Errorf("%q", got)
 	}
+	e, err = sb.Code.Run(ctx, "code", client.CodeOptions{MaxOutput: 5})
+	if err != nil || !e.Truncated || len(e.Stdout) != 1 || len(e.Stderr) != 0 || len(e.Results) != 0 || e.Error == nil {
+		t.Errorf("%+v %v", e, err)
+	}
 	for _, broken := range []string{"", "{}\n", "junk\n", `{"type":"result","text":7}` + "\n"} {
 		s.events = broken
 		if e, err := sb.Code.Run(ctx, "code", client.CodeOptions{}); err == nil {

@@ -26,6 +26,10 @@ type CodeOptions struct {
 	ContextID string // variables are shared within a context; default: the language's
 	Env       map[string]string
 
+	// MaxOutput is how many bytes of prints and results the Execution keeps; 0
+	// is 64 MiB. What goes beyond is dropped and Execution.Truncated set.
+	MaxOutput int
+
 	// OnOutput gets what the code prints as it comes; OnResult each result. They
 	// are called one at a time.
 	OnOutput func(stream, text string) // stream is "stdout" or "stderr"
@@ -62,6 +66,23 @@ type Execution struct {
 	Stdout, Stderr []string
 	Error          *ExecutionError // nil when it ran through
 	Count          int             // number of the execution in its context
+	Truncated      bool            // there was more than MaxOutput
+
+	kept int // bytes of prints and results so far
+}
+
+// keep reports whether n more bytes may be kept.
+func (e *Execution) keep(n int, o CodeOptions) bool {
+	limit := o.MaxOutput
+	if limit == 0 {
+		limit = maxEvent
+	}
+	if e.kept+n > limit {
+		e.Truncated = true
+		return false
+	}
+	e.kept += n
+	return true
 }
 
 // Text returns the value of the last expression as text.
@@ -121,10 +142,12 @@ func (e *Execution) take(line []byte, o CodeOptions) (end bool, err error) {
 	}
 	switch head.Type {
 	case "stdout", "stderr":
-		if head.Type == "stdout" {
-			e.Stdout = append(e.Stdout, head.Text)
-		} else {
-			e.Stderr = append(e.Stderr, head.Text)
+		if e.keep(len(head.Text), o) {
+			if head.Type == "stdout" {
+				e.Stdout = append(e.Stdout, head.Text)
+			} else {
+				e.Stderr = append(e.Stderr, head.Text)
+			}
 		}
 		if o.OnOutput != nil {
 			o.OnOutput(head.Type, head.Text)
@@ -134,7 +157,9 @@ func (e *Execution) take(line []byte, o CodeOptions) (end bool, err error) {
 		if err := json.Unmarshal(line, &r); err != nil {
 			return false, fmt.Errorf("a result is not what it should be: %w", err)
 		}
-		e.Results = append(e.Results, r)
+		if e.keep(len(line), o) {
+			e.Results = append(e.Results, r)
+		}
 		if o.OnResult != nil {
 			o.OnResult(r)
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"hearth/internal/gen/guestv1/guestv1connect"
 )
 
@@ -18,6 +20,9 @@ const (
 	daemonPort = 49983
 	codePort   = 49999
 )
+
+// maxMessage bounds one message of a sandbox's daemon.
+const maxMessage = 64 << 20
 
 // created is the answer to create and connect.
 type created struct {
@@ -55,10 +60,11 @@ func newSandbox(c *Client, from created) *Sandbox {
 	}
 	via := doer{s}
 	base := s.baseURL(daemonPort)
-	process := guestv1connect.NewProcessClient(via, base)
+	limit := connect.WithReadMaxBytes(maxMessage)
+	process := guestv1connect.NewProcessClient(via, base, limit)
 	s.Commands = &Commands{rpc: process}
 	s.Pty = &Pty{rpc: process, commands: s.Commands}
-	s.Files = &Files{sandbox: s, rpc: guestv1connect.NewFilesystemClient(via, base)}
+	s.Files = &Files{sandbox: s, rpc: guestv1connect.NewFilesystemClient(via, base, limit)}
 	s.Code = &Code{sandbox: s}
 	return s
 }
