@@ -62,13 +62,17 @@ func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, warm *heart
 	wctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
 	tries := 0
-	return retry(ctx, 4, func() error {
+	err = retry(wctx, 4, func() error {
 		err := c.store.CreateSandbox(wctx, sb)
 		if tries++; tries > 1 && err != nil && hearth.KindOf(err) == hearth.AlreadyExists {
 			return nil // an earlier try, whose answer was lost
 		}
 		return err
 	})
+	if err != nil {
+		return c.doubt(sb, err) // the row may be there all the same
+	}
+	return nil
 }
 
 // access is the token that the guest daemon is given.

@@ -1,0 +1,152 @@
+package control_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"hearth/internal/control"
+	"hearth/internal/hearth"
+	"hearth/internal/store"
+)
+
+// action is one thing that happens in a model run.
+type action struct {
+	what  string
+	who   int // index of the sandbox, modulo how many there are
+	secs  int
+	at    int   // which call goes wrong, 0: none
+	fault fault // and how
+}
+
+func (a action) String() string {
+	return fmt.Sprintf("%s who=%d secs=%d at=%d fault=%d", a.what, a.who, a.secs, a.at, a.fault)
+}
+
+func actions() *rapid.Generator[action] {
+	return rapid.Custom(func(t *rapid.T) action {
+		return action{
+			what: rapid.SampledFrom([]string{"create", "create", "create paused on timeout", "pause", "pause", "connect", "connect",
+				"kill", "timeout", "extend", "network", "die", "lose", "restart", "wait", "busy", "well"}).Draw(t, "what"),
+			who:   rapid.IntRange(0, 5).Draw(t, "who"),
+			secs:  rapid.IntRange(1, 120).Draw(t, "secs"),
+			at:    rapid.SampledFrom([]int{0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9}).Draw(t, "at"),
+			fault: fault(rapid.IntRange(0, int(faultKinds)-1).Draw(t, "fault")),
+		}
+	})
+}
+
+// TestModel runs random histories with faults at random calls, lets everything
+// come to rest, and compares the store with the world.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		history := rapid.SliceOfN(actions(), 1, 25).Draw(rt, "history")
+		var wrong []string
+		synctest.Test(t, func(t *testing.T) { wrong = play(t, history) })
+		if len(wrong) > 0 {
+			rt.Fatalf("after %v:\n%s", history, strings.Join(wrong, "\n"))
+		}
+	})
+}
+
+var quick = control.Limits{Sandboxes: 4, StoreTimeout: 10 * time.Second, StartTimeout: 20 * time.Second, PauseTimeout: 30 * time.Second}
+
+// play runs a history and returns what was wrong.
+func play(t *testing.T, history []action) []string {
+	w := newWorld(t)
+	p := w.run(quick)
+	for _, a := range history {
+		if a.at > 0 {
+			p.arm(a.at, a.fault)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		act(ctx, w, p, a)
+		synctest.Wait()
+		cancel()
+		if a.what == "restart" || p.isDead() {
+			p.kill()
+			p = w.run(quick)
+		}
+	}
+	p.disarm()
+	w.mu.Lock()
+	clear(w.refuse)
+	clear(w.delay)
+	w.mu.Unlock()
+	time.Sleep(50 * time.Second) // until all is settled; in the bubble this takes no time
+	synctest.Wait()
+	if p.isDead() {
+		p.kill()
+		p = w.run(quick)
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+	}
+	wrong := w.audit(p)
+	p.end()
+	return wrong
+}
+
+// act does one thing. Errors of calls are checked for their kind alone: a fault
+// may be under way.
+func act(ctx context.Context, w *world, p *process, a action) {
+	var id hearth.SandboxID = "inone"
+	rows, _, _ := w.store.ListSandboxes(ctx, store.SandboxFilter{OldestFirst: true}, store.Page{})
+	if len(rows) > 0 {
+		id = rows[a.who%len(rows)].ID
+	}
+	d := time.Duration(a.secs) * time.Second
+	var err error
+	switch a.what {
+	case "create":
+		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d})
+	case "create paused on timeout":
+		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d, OnTimeout: hearth.PauseOnTimeout})
+	case "pause":
+		err = p.Pause(ctx, "t1", id)
+	case "connect":
+		var sb *hearth.Sandbox
+		sb, _, err = p.Connect(ctx, "t1", id, d)
+		if err == nil && sb.State != hearth.Running {
+			err = fmt.Errorf("connect returned a sandbox that is %s", sb.State)
+		}
+	case "kill":
+		err = p.Kill(ctx, "t1", id)
+	case "timeout":
+		err = p.SetTimeout(ctx, "t1", id, d)
+	case "extend":
+		err = p.Extend(ctx, "t1", id, d)
+	case "network":
+		err = p.SetNetwork(ctx, "t1", id, hearth.Network{DenyOut: []string{fmt.Sprint(a.secs)}})
+	case "die":
+		w.die(id, "the test killed it")
+	case "lose": // without an event
+		w.mu.Lock()
+		for _, machines := range w.machines {
+			delete(machines, id)
+		}
+		w.mu.Unlock()
+	case "busy":
+		op := []string{"start", "pause", "stop", "list"}[a.who%4]
+		kind := []hearth.Kind{hearth.Unavailable, hearth.Internal, hearth.ResourceExhausted, hearth.FailedPrecondition}[a.secs%4]
+		w.mu.Lock()
+		w.refuse[op] = hearth.Errorf(kind, "the node is not well")
+		w.mu.Unlock()
+	case "well":
+		w.mu.Lock()
+		clear(w.refuse)
+		w.mu.Unlock()
+	case "wait":
+		time.Sleep(d)
+	}
+	if _, known := errors.AsType[*hearth.Error](err); err != nil && !known {
+		w.mu.Lock()
+		w.bad("%v: %v", a, err)
+		w.mu.Unlock()
+	}
+}
