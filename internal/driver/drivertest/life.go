@@ -182,7 +182,7 @@ func closeConcurrent(t *testing.T, env Env) {
 	}
 	all.Wait()
 	closeNow(t, m)
-	ends(t, m, 0)
+	ends(t, m, time.Second)
 	if _, err := os.Stat(spec.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the spec's directory is still there: %v", err)
 	}

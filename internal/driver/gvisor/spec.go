@@ -30,9 +30,13 @@ var guestCaps = [...]string{
 }
 
 // processLimit is how many processes and threads the users of a guest may have:
-// one per MiB of memory, at least 256. The cgroup's limit is twice that, since a
-// sandbox that reaches it dies as a whole; root inside is bound by it alone.
-func processLimit(r hearth.Resources) int64 { return int64(min(max(r.MemoryMiB, 256), 16384)) }
+// one per 2 MiB of memory, which is about what a process costs the sandbox, and
+// at least 256.
+func processLimit(r hearth.Resources) int64 { return int64(min(max(r.MemoryMiB/2, 256), 16384)) }
+
+// pidLimit is the cgroup's. It is what holds root inside, and only a backstop:
+// a sandbox that reaches it dies as a whole. The sandbox's own threads need room.
+func pidLimit(r hearth.Resources) int64 { return 2*processLimit(r) + 256 }
 
 // memoryLimit is the cgroup's, in bytes.
 func memoryLimit(r hearth.Resources) int64 {
@@ -48,7 +52,7 @@ func (d *Driver) ociSpec(s driver.Spec, guest string, firstUID uint32) *specs.Sp
 	r := s.Resources
 	memory, swappiness := int64(r.MemoryMiB)<<20, uint64(0)
 	quota, period := int64(r.VCPUs)*cpuPeriod, uint64(cpuPeriod)
-	pids := 2*processLimit(r) + 64
+	pids := pidLimit(r)
 	users := []specs.LinuxIDMapping{{ContainerID: 0, HostID: firstUID, Size: rangeSize}}
 	return &specs.Spec{
 		Version:  specs.Version,

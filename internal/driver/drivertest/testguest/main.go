@@ -19,8 +19,9 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "wait" {
-		select {} // one of many, see fork
+	if len(os.Args) > 1 {
+		bomb(os.Args[1])
+		return
 	}
 	g := &guest{memory: map[string]string{}, started: time.Now()}
 	go g.tick()
@@ -142,18 +143,34 @@ func fill(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%d false", number(r, "mib"))
 }
 
-// fork starts processes as user 1000 until it cannot, and answers how many.
+// fork lets a user start processes until it cannot, and answers how many.
 func fork(w http.ResponseWriter, r *http.Request) {
+	cmd := exec.Command("/proc/self/exe", r.FormValue("max"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(number(r, "uid")), Gid: 1000}}
+	out, err := cmd.Output()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Write(out)
+}
+
+// bomb starts up to max processes that only wait, and prints how many it got.
+func bomb(max string) {
+	if max == "wait" {
+		<-time.After(time.Hour)
+		return
+	}
+	n, _ := strconv.Atoi(max)
 	var started []*exec.Cmd
-	for range number(r, "max") {
+	for range n {
 		cmd := exec.Command("/proc/self/exe", "wait")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(number(r, "uid")), Gid: 1000}}
 		if err := cmd.Start(); err != nil {
 			break
 		}
 		started = append(started, cmd)
 	}
-	fmt.Fprint(w, len(started))
+	fmt.Print(len(started))
 	for _, cmd := range started {
 		cmd.Process.Kill()
 		cmd.Wait()

@@ -1,0 +1,133 @@
+package gvisor_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/drivertest"
+)
+
+// The benchmarks measure what a user waits for: from the call to the first
+// answer of an HTTP server in the guest.
+
+type bench struct {
+	*lab
+	d       driver.Driver
+	machine int
+}
+
+func newBench(b *testing.B) *bench {
+	l := newLab(b)
+	return &bench{lab: l, d: l.driver(b)}
+}
+
+// next returns a spec, made while the clock stands.
+func (e *bench) next(b *testing.B, from *driver.Checkpoint) driver.Spec {
+	b.StopTimer()
+	defer b.StartTimer()
+	e.machine++
+	spec := e.spec(b, fmt.Sprintf("bench-%d", e.machine), e.machine%250)
+	spec.From = from
+	return spec
+}
+
+func (e *bench) start(b *testing.B, spec driver.Spec) driver.Machine {
+	m, err := e.d.Start(b.Context(), spec)
+	must(b, err)
+	answer(b, m)
+	return m
+}
+
+func answer(b *testing.B, m driver.Machine) {
+	_, err := drivertest.Open(m).Ask(b.Context(), "GET", "/ticks", nil)
+	must(b, err)
+}
+
+func (e *bench) close(b *testing.B, m driver.Machine) {
+	b.StopTimer()
+	defer b.StartTimer()
+	must(b, m.Close(context.Background()))
+}
+
+func (e *bench) checkpoint(b *testing.B) *driver.Checkpoint {
+	m := e.start(b, e.next(b, nil))
+	must(b, m.Freeze(b.Context()))
+	c, err := m.Checkpoint(b.Context(), b.TempDir())
+	must(b, err)
+	e.close(b, m)
+	return c
+}
+
+func BenchmarkColdBootToHTTP(b *testing.B) {
+	e := newBench(b)
+	for b.Loop() {
+		m := e.start(b, e.next(b, nil))
+		e.close(b, m)
+	}
+}
+
+func BenchmarkRestoreToHTTP(b *testing.B) {
+	e := newBench(b)
+	c := e.checkpoint(b)
+	for b.Loop() {
+		m := e.start(b, e.next(b, c))
+		e.close(b, m)
+	}
+}
+
+func BenchmarkThawToHTTP(b *testing.B) {
+	e := newBench(b)
+	m := e.start(b, e.next(b, e.checkpoint(b)))
+	for b.Loop() {
+		b.StopTimer()
+		must(b, m.Freeze(b.Context()))
+		b.StartTimer()
+		must(b, m.Thaw(b.Context()))
+		answer(b, m)
+	}
+	u, err := m.Usage(b.Context())
+	must(b, err)
+	b.ReportMetric(float64(u.Memory)/(1<<20), "MiB/machine")
+	e.close(b, m)
+}
+
+func BenchmarkFreeze(b *testing.B) {
+	e := newBench(b)
+	m := e.start(b, e.next(b, nil))
+	for b.Loop() {
+		must(b, m.Freeze(b.Context()))
+		b.StopTimer()
+		must(b, m.Thaw(b.Context()))
+		b.StartTimer()
+	}
+	e.close(b, m)
+}
+
+func BenchmarkCheckpoint(b *testing.B) {
+	e := newBench(b)
+	m := e.start(b, e.next(b, nil))
+	must(b, m.Freeze(b.Context()))
+	for b.Loop() {
+		b.StopTimer()
+		dir := b.TempDir()
+		b.StartTimer()
+		_, err := m.Checkpoint(b.Context(), dir)
+		must(b, err)
+	}
+	e.close(b, m)
+}
+
+func BenchmarkClose(b *testing.B) {
+	e := newBench(b)
+	for b.Loop() {
+		b.StopTimer()
+		m := e.start(b, e.next(b, nil))
+		b.StartTimer()
+		began := time.Now()
+		must(b, m.Close(b.Context()))
+		b.ReportMetric(float64(time.Since(began).Milliseconds()), "last-ms")
+	}
+}
