@@ -33,7 +33,7 @@ guest:
 
 seccomp:
 	@echo "==> precompiling seccomp programs"
-	@go generate ./internal/driver/gvisor
+	@go run -trimpath ./internal/driver/gvisor/seccompgen
 
 demo:
 	@bash examples/demo/run.sh

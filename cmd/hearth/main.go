@@ -1,0 +1,20 @@
+// Command hearth is the whole product: server, command line, and the gVisor
+// sandbox that it starts by running itself again.
+package main
+
+import (
+	"os"
+
+	"hearth/internal/cli"
+	"hearth/internal/driver/gvisor"
+)
+
+// version is stamped by the build.
+var version = "dev"
+
+func main() {
+	if gvisor.Main(os.Args) {
+		return
+	}
+	os.Exit(cli.Main(os.Args[1:], version, os.Stdout, os.Stderr))
+}

@@ -1,0 +1,198 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/config"
+	"hearth/internal/doctor"
+	"hearth/internal/driver"
+	"hearth/internal/guest/embedded"
+	"hearth/internal/hearth"
+	"hearth/internal/telemetry"
+)
+
+// Time that a stopping server gives requests in flight. Streams into sandboxes
+// do not end by themselves, so it is short; their processes live on.
+const drainTime = 2 * time.Second
+
+// Limits of one HTTP request's head.
+const (
+	headerTime  = 10 * time.Second
+	idleTime    = 11 * time.Minute // longer than the 640 s for which clients keep connections
+	headerBytes = 64 << 10
+)
+
+// DoctorHost is what the doctor examines for this configuration.
+func DoctorHost(cfg *config.Config) doctor.Host {
+	h := doctor.Host{Config: cfg, Guest: func() error {
+		_, err := embedded.Binary()
+		return err
+	}}
+	if d, err := newDriver(cfg, "", nil); err == nil {
+		h.Drivers = []driver.Driver{d}
+	}
+	return h
+}
+
+// Serve runs a server until ctx ends. Sandboxes outlive it.
+func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
+	if err := doctor.Failed(doctor.Examine(ctx, DoctorHost(cfg))); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", cfg.Listen)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return inUse(cfg)
+	}
+	if err != nil {
+		return hearth.Wrap(hearth.InvalidArgument, err, "listen: %s cannot be listened on; choose another address with --listen", cfg.Listen)
+	}
+	defer l.Close()
+	a, err := open(ctx, cfg, opts)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	if err := a.announce(l.Addr().String()); err != nil {
+		return err
+	}
+	defer os.Remove(a.path(PidFile))
+	return a.run(ctx, l)
+}
+
+// inUse says whose port it is when it is our own.
+func inUse(cfg *config.Config) error {
+	if Pid(cfg.Data) != 0 {
+		return hearth.Errorf(hearth.AlreadyExists, "a server already runs on %s%s; stop it with `hearth down --data %s`", cfg.Data, pidNote(cfg.Data), cfg.Data)
+	}
+	return hearth.Errorf(hearth.Unavailable, "%s is in use by another program; choose another address with --listen", cfg.Listen)
+}
+
+// announce leaves pid and address for people and for `hearth env`.
+func (a *App) announce(addr string) error {
+	return errors.Join(
+		writeFile(a.path(AddressFile), addr+"\n"),
+		writeFile(a.path(PidFile), strconv.Itoa(os.Getpid())+"\n"))
+}
+
+// run serves, makes what templates are missing, and says when that is done.
+func (a *App) run(ctx context.Context, l net.Listener) error {
+	handler, err := a.handler(ctx)
+	if err != nil {
+		return err
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler: handler, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerBytes, Protocols: protocols,
+		ErrorLog: httpLog(a.opts.Log),
+	}
+	list, err := recipes(a.cfg, a.cache)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-ctx.Done()
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		if err := srv.Shutdown(drain); err != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	for _, service := range []func(context.Context) error{a.agent.Run, a.control.Run, a.builder.Run} {
+		g.Go(func() error { return unlessDone(ctx, service(ctx)) })
+	}
+	g.Go(func() error { return a.metrics(ctx) })
+	g.Go(func() error {
+		a.keepPools(ctx)
+		if err := makeTemplates(ctx, a.builder, a.team.ID, list, a.opts.Progress); err != nil {
+			return unlessDone(ctx, err)
+		}
+		if a.opts.Ready != nil {
+			a.opts.Ready()
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// unlessDone drops the error of a service that ended because it was told to.
+func unlessDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// metrics serves Prometheus's format, if an address is configured for it.
+func (a *App) metrics(ctx context.Context) error {
+	if a.cfg.Metrics == "" {
+		return nil
+	}
+	srv := &http.Server{Addr: a.cfg.Metrics, Handler: telemetry.Handler(telemetry.Registry()), ReadHeaderTimeout: headerTime, ErrorLog: httpLog(a.opts.Log)}
+	defer context.AfterFunc(ctx, func() { srv.Close() })()
+	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return hearth.Wrap(hearth.Unavailable, err, "metrics: %s cannot be served", a.cfg.Metrics)
+	}
+	return nil
+}
+
+// StopAll stops every sandbox of a data directory that no server uses, removes
+// what they held on the host, and returns how many there were.
+func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error) {
+	if _, err := os.Stat(cfg.Data); err != nil {
+		return 0, hearth.Errorf(hearth.NotFound, "no server has run on %s; name its directory with --data", cfg.Data)
+	}
+	a, err := open(ctx, cfg, opts)
+	if err != nil {
+		return 0, err
+	}
+	defer a.lock.release()
+	defer a.db.Close()
+	n, err := a.killAll(ctx)
+	if err != nil {
+		return n, err
+	}
+	if err := a.agent.Shutdown(ctx); err != nil {
+		return n, err
+	}
+	return n, a.network.Remove(ctx)
+}
+
+// killAll ends every running sandbox, a few at once.
+func (a *App) killAll(ctx context.Context) (int, error) {
+	ids := a.control.Live()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, id := range ids {
+		g.Go(func() error {
+			r, ok := a.control.Route(id)
+			if !ok {
+				return nil
+			}
+			err := a.control.Kill(ctx, r.Team, id)
+			if hearth.KindOf(err) == hearth.NotFound {
+				return nil // it ended by itself
+			}
+			return err
+		})
+	}
+	return len(ids), g.Wait()
+}

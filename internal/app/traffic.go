@@ -1,0 +1,126 @@
+package app
+
+import (
+	"context"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"hearth/internal/api"
+	"hearth/internal/auth"
+	"hearth/internal/builder"
+	"hearth/internal/control"
+	"hearth/internal/edge"
+	"hearth/internal/hearth"
+)
+
+// gateway answers the edge's questions from the control plane's memory.
+type gateway struct{ *App }
+
+// Resolve implements edge.Resolver.
+func (g gateway) Resolve(_ context.Context, id hearth.SandboxID) (edge.Route, error) {
+	r, ok := g.control.Route(id)
+	if !ok {
+		return edge.Route{}, hearth.Errorf(hearth.NotFound, "The sandbox was not found")
+	}
+	return edge.Route{
+		Sandbox: r.Sandbox, State: r.State, Life: r.Launch, PrivateIngress: r.Network.PrivateIngress,
+		TrafficToken: r.Traffic, MaskRequestHost: r.Network.MaskRequestHost,
+	}, nil
+}
+
+// DialSandbox implements edge.Dialer.
+func (g gateway) DialSandbox(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error) {
+	return g.agent.Dial(ctx, id, port)
+}
+
+// FindSigned implements edge.Signed: one hash per running sandbox.
+func (g gateway) FindSigned(_ context.Context, u edge.SignedURL) (hearth.SandboxID, error) {
+	query := url.Values{"path": {u.Path}, "username": {u.User}, "signature": {u.Signature}}
+	if u.Expiration != "" {
+		query.Set("signature_expiration", u.Expiration)
+	}
+	file, err := auth.ParseFileURL(u.Operation, query)
+	if err != nil {
+		return "", err
+	}
+	for _, id := range g.control.Live() {
+		if file.SignedWith(g.tokens.Access(id)) {
+			return id, nil
+		}
+	}
+	return "", hearth.Errorf(hearth.NotFound, "no running sandbox has signed this URL")
+}
+
+// handler puts edge and API behind one port: what is for a sandbox goes to the
+// edge, everything else to the API.
+func (a *App) handler(ctx context.Context) (http.Handler, error) {
+	g := gateway{a}
+	traffic := edge.New(edge.Config{Domain: a.cfg.Domain}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Log: a.opts.Log})
+	forget := a.control.Subscribe(func(r control.Route) {
+		if r.State != hearth.Running {
+			traffic.Drop(r.Sandbox)
+		}
+	})
+	context.AfterFunc(ctx, func() {
+		forget()
+		traffic.Close()
+	})
+	public, err := api.New(api.Deps{
+		Sandboxes: a.control, Templates: a.db, Builds: buildLogs{a.builder}, Tokens: a.tokens,
+		Keys: a.keys, Throttle: a.keys, Ready: a.db.Ping, Domain: a.cfg.Domain, Log: a.opts.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if traffic.Matches(r) {
+			traffic.ServeHTTP(w, r)
+			return
+		}
+		public.ServeHTTP(w, r)
+	}), nil
+}
+
+// buildLogs gives the API the builder's logs in its own words.
+type buildLogs struct{ builder *builder.Builder }
+
+// Logs implements api's view of the builder.
+func (b buildLogs) Logs(id hearth.BuildID, offset, limit int) []api.LogEntry {
+	var list []api.LogEntry
+	for _, e := range b.builder.Logs(id, offset, limit) {
+		list = append(list, api.LogEntry(e))
+	}
+	return list
+}
+
+// httpLog sends what net/http complains about to the debug level: strangers
+// cause most of it.
+func httpLog(l *slog.Logger) *log.Logger {
+	return slog.NewLogLogger(l.Handler(), slog.LevelDebug)
+}
+
+func trimSpace(raw []byte) string { return strings.TrimSpace(string(raw)) }
+
+// writeFile replaces a small file, readable by its owner alone, whole or not at all.
+func writeFile(path, text string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return hearth.Wrap(hearth.PermissionDenied, err, "%s cannot be written", path)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := io.WriteString(f, text); err != nil {
+		return hearth.Wrap(hearth.ResourceExhausted, err, "%s cannot be written", path)
+	}
+	if err := f.Sync(); err != nil {
+		return hearth.Wrap(hearth.ResourceExhausted, err, "%s cannot be written", path)
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,273 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/hearth"
+)
+
+type sandboxCmd struct {
+	Create sandboxCreateCmd `cmd:"" help:"Create a sandbox and print its ID."`
+	List   sandboxListCmd   `cmd:"" help:"List sandboxes."`
+	Exec   sandboxExecCmd   `cmd:"" help:"Run a shell command in a sandbox."`
+	Code   sandboxCodeCmd   `cmd:"" help:"Run code in a sandbox's interpreter."`
+	Pause  sandboxPauseCmd  `cmd:"" help:"Write a sandbox's memory and files away and free its machine."`
+	Resume sandboxResumeCmd `cmd:"" help:"Let a paused sandbox go on."`
+	Kill   sandboxKillCmd   `cmd:"" help:"End sandboxes."`
+}
+
+// server connects to the server that E2B_API_URL names, else to the one that
+// keeps the data directory.
+func (d dataFlag) server(in *invocation) (*client.Client, error) {
+	if d.Data == "" && os.Getenv("E2B_API_URL") != "" {
+		return client.New(client.Options{})
+	}
+	c, err := d.load(in)
+	if err != nil {
+		return nil, err
+	}
+	a, err := readAccess(c)
+	if err != nil {
+		return nil, err
+	}
+	return client.New(client.Options{APIKey: a.key, APIURL: a.url, SandboxURL: a.url})
+}
+
+// pairs reads NAME=VALUE arguments.
+func pairs(flag string, list []string) (map[string]string, error) {
+	m := map[string]string{}
+	for _, kv := range list {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return nil, hearth.Errorf(hearth.InvalidArgument, "--%s %q must be NAME=VALUE", flag, kv)
+		}
+		m[k] = v
+	}
+	return m, nil
+}
+
+type sandboxCreateCmd struct {
+	dataFlag
+	Template   string        `arg:"" optional:"" default:"base" help:"Template."`
+	Timeout    time.Duration `default:"5m" help:"Life of the sandbox."`
+	Metadata   []string      `placeholder:"NAME=VALUE" help:"Metadata."`
+	Env        []string      `placeholder:"NAME=VALUE" help:"Environment of every process in it."`
+	NoInternet bool          `help:"Nothing outside is reachable."`
+	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
+}
+
+// Run prints the new sandbox's ID.
+func (s *sandboxCreateCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause}
+	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
+		return err
+	}
+	if o.Env, err = pairs("env", s.Env); err != nil {
+		return err
+	}
+	sb, err := c.Create(in.ctx, o)
+	if err != nil {
+		return remote(err)
+	}
+	_, err = fmt.Fprintln(in.out, sb.ID)
+	return err
+}
+
+type sandboxListCmd struct{ dataFlag }
+
+// Run prints a table, newest first.
+func (s *sandboxListCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tTEMPLATE\tSTATE\tSTARTED\tENDS\tMETADATA")
+	for i, err := range c.List(in.ctx, client.ListOptions{}) {
+		if err != nil {
+			return remote(err)
+		}
+		var meta []string
+		for k, v := range i.Metadata {
+			meta = append(meta, k+"="+v)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.State,
+			i.StartedAt.Local().Format(time.DateTime), i.EndAt.Local().Format(time.DateTime), strings.Join(meta, " "))
+	}
+	return w.Flush()
+}
+
+type sandboxExecCmd struct {
+	dataFlag
+	ID      string   `arg:"" help:"Sandbox."`
+	Command []string `arg:"" passthrough:"" help:"Shell command line."`
+	User    string   `help:"User; default: the template's."`
+	Dir     string   `help:"Directory; default: the template's."`
+	Env     []string `placeholder:"NAME=VALUE" help:"Environment."`
+}
+
+// Run passes output and exit code on.
+func (s *sandboxExecCmd) Run(in *invocation) error {
+	sb, err := s.sandbox(in, s.ID)
+	if err != nil {
+		return err
+	}
+	env, err := pairs("env", s.Env)
+	if err != nil {
+		return err
+	}
+	line := s.Command
+	if len(line) > 0 && line[0] == "--" {
+		line = line[1:]
+	}
+	r, err := sb.Commands.Run(in.ctx, strings.Join(line, " "), client.RunOptions{User: s.User, Dir: s.Dir, Env: env, Stdout: in.out, Stderr: in.err})
+	if err != nil {
+		return remote(err)
+	}
+	switch {
+	case r.ExitCode == 0:
+		return nil
+	case r.ExitCode < 0:
+		return fmt.Errorf("the command ended by %s", r.Error)
+	}
+	return remoteExit(r.ExitCode)
+}
+
+// sandbox connects to a sandbox that runs; its life is not extended beyond a
+// second.
+func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
+	c, err := d.server(in)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := c.Connect(in.ctx, id, time.Second)
+	return sb, remote(err)
+}
+
+type sandboxCodeCmd struct {
+	dataFlag
+	ID       string `arg:"" help:"Sandbox of a template with a code interpreter."`
+	Code     string `arg:"" help:"What to run."`
+	Language string `help:"Language; default: python."`
+}
+
+// Run prints what the code prints, then the value of its last expression.
+func (s *sandboxCodeCmd) Run(in *invocation) error {
+	sb, err := s.sandbox(in, s.ID)
+	if err != nil {
+		return err
+	}
+	r, err := sb.Code.Run(in.ctx, s.Code, client.CodeOptions{Language: s.Language, OnOutput: func(stream, text string) {
+		if stream == "stderr" {
+			fmt.Fprint(in.err, text)
+			return
+		}
+		fmt.Fprint(in.out, text)
+	}})
+	if err != nil {
+		return remote(err)
+	}
+	if r.Error != nil {
+		fmt.Fprintln(in.err, r.Error.Traceback)
+		return remoteExit(exitFailed)
+	}
+	if text := r.Text(); text != "" {
+		fmt.Fprintln(in.out, text)
+	}
+	return nil
+}
+
+type sandboxPauseCmd struct {
+	dataFlag
+	ID string `arg:"" help:"Sandbox."`
+}
+
+// Run returns when the sandbox is paused.
+func (s *sandboxPauseCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	return remote(c.Pause(in.ctx, s.ID))
+}
+
+type sandboxResumeCmd struct {
+	dataFlag
+	ID      string        `arg:"" help:"Sandbox."`
+	Timeout time.Duration `default:"5m" help:"Life of the sandbox from now on."`
+}
+
+// Run returns when the sandbox runs.
+func (s *sandboxResumeCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	_, err = c.Connect(in.ctx, s.ID, s.Timeout)
+	return remote(err)
+}
+
+type sandboxKillCmd struct {
+	dataFlag
+	IDs []string `arg:"" optional:"" name:"id" help:"Sandboxes."`
+	All bool     `help:"All of them."`
+}
+
+// Run ends every sandbox it is given, and fails if one was not there.
+func (s *sandboxKillCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	ids := s.IDs
+	if s.All {
+		for i, err := range c.List(in.ctx, client.ListOptions{}) {
+			if err != nil {
+				return remote(err)
+			}
+			ids = append(ids, i.ID)
+		}
+	} else if len(ids) == 0 {
+		return hearth.Errorf(hearth.InvalidArgument, "name the sandboxes to kill, or use --all")
+	}
+	var errs []error
+	for _, id := range ids {
+		if err := c.Kill(in.ctx, id); err != nil && !(s.All && client.NotFound(err)) {
+			errs = append(errs, remote(err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remote gives a server's answer the kind that exitCode goes by.
+func remote(err error) error {
+	if err == nil {
+		return nil
+	}
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok {
+		return hearth.Wrap(hearth.Unavailable, err, "the server cannot be reached")
+	}
+	kind := hearth.Internal
+	switch {
+	case client.NotFound(err):
+		kind = hearth.NotFound
+	case e.Status == 400:
+		kind = hearth.InvalidArgument
+	case e.Status == 401 || e.Status == 403:
+		kind = hearth.PermissionDenied
+	case e.Status == 429 || e.Status == 503:
+		kind = hearth.Unavailable
+	}
+	return hearth.Errorf(kind, "%s", e.Error())
+}

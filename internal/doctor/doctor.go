@@ -1,0 +1,247 @@
+// Package doctor looks at a host and says, line by line, what Hearth can do on
+// it, and for what it cannot, the remedy.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/config"
+	"hearth/internal/driver"
+	"hearth/internal/hearth"
+)
+
+// Status is the verdict of one line.
+type Status string
+
+// The verdicts: fail keeps `hearth up` from starting, warn does not.
+const (
+	Pass Status = "pass"
+	Warn Status = "warn"
+	Fail Status = "fail"
+)
+
+// Line is one thing that was looked at.
+type Line struct {
+	Name   string `json:"name"`
+	Status Status `json:"status"`
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"` // empty when Status is pass
+}
+
+// Host is what the doctor needs to know of this build to examine a host for it.
+type Host struct {
+	Config  *config.Config
+	Drivers []driver.Driver
+	Network func(context.Context) error // tries namespaces, veth and nftables; nil skips
+	Guest   func() error                // whether the guest daemon is in this binary
+}
+
+// needed bounds: what a first sandbox with both built-in templates uses.
+const (
+	minKernelMajor, minKernelMinor = 5, 4
+	minMemoryMiB                   = 2048
+	minDiskMiB                     = 4096
+)
+
+// Examine runs every check. It changes nothing on the host that it does not undo.
+func Examine(ctx context.Context, h Host) []Line {
+	lines := []Line{system(), root(), kernel(), memory(), cgroups(), namespaces()}
+	if h.Network != nil {
+		lines = append(lines, verdict("network", h.Network(ctx), "namespaces, veth pairs and nftables work",
+			"load the kernel's veth and nf_tables modules, or run on a kernel that has them"))
+	}
+	if h.Guest != nil {
+		lines = append(lines, verdict("guest daemon", h.Guest(), "built into this binary", "run `make build`"))
+	}
+	for _, d := range h.Drivers {
+		lines = append(lines, probe(ctx, d))
+	}
+	return append(lines, kvm(), tools(), disk(h.Config.Data), port(h.Config))
+}
+
+// Failed returns an error that names the first failing line and its remedy, or nil.
+func Failed(lines []Line) error {
+	for _, l := range lines {
+		if l.Status == Fail {
+			return hearth.Errorf(hearth.FailedPrecondition, "this host cannot run Hearth: %s: %s; %s", l.Name, l.Detail, l.Remedy)
+		}
+	}
+	return nil
+}
+
+func verdict(name string, err error, good, remedy string) Line {
+	if err != nil {
+		return Line{name, Fail, err.Error(), remedy}
+	}
+	return Line{name, Pass, good, ""}
+}
+
+func system() Line {
+	what := runtime.GOOS + "/" + runtime.GOARCH
+	if what != "linux/amd64" && what != "linux/arm64" {
+		return Line{"system", Fail, what, "use Linux on x86-64 or arm64"}
+	}
+	return Line{"system", Pass, fmt.Sprintf("%s, %d cores", what, runtime.NumCPU()), ""}
+}
+
+func root() Line {
+	if os.Geteuid() != 0 {
+		return Line{"root", Fail, fmt.Sprintf("running as uid %d", os.Geteuid()), "run as root: namespaces, cgroups and nftables need it"}
+	}
+	return Line{"root", Pass, "uid 0", ""}
+}
+
+func kernel() Line {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Line{"kernel", Fail, err.Error(), "use Linux"}
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	major, minor := version(release)
+	if major < minKernelMajor || major == minKernelMajor && minor < minKernelMinor {
+		return Line{"kernel", Fail, release, fmt.Sprintf("use Linux %d.%d or newer", minKernelMajor, minKernelMinor)}
+	}
+	return Line{"kernel", Pass, release, ""}
+}
+
+// version reads the first two numbers of a kernel release.
+func version(release string) (major, minor int) {
+	parts := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
+	if len(parts) > 1 {
+		major, _ = strconv.Atoi(parts[0])
+		minor, _ = strconv.Atoi(parts[1])
+	}
+	return major, minor
+}
+
+func memory() Line {
+	var s unix.Sysinfo_t
+	if err := unix.Sysinfo(&s); err != nil {
+		return Line{"memory", Fail, err.Error(), "use Linux"}
+	}
+	mib := int(s.Totalram * uint64(s.Unit) >> 20)
+	if mib < minMemoryMiB {
+		return Line{"memory", Warn, fmt.Sprintf("%d MiB", mib), fmt.Sprintf("use a host with at least %d MiB", minMemoryMiB)}
+	}
+	return Line{"memory", Pass, fmt.Sprintf("%d MiB", mib), ""}
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+func cgroups() Line {
+	needed := []string{"cpu", "memory", "pids"}
+	if raw, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		have := strings.Fields(string(raw))
+		for _, c := range needed {
+			if !contains(have, c) {
+				return Line{"cgroups", Fail, "version 2 without the " + c + " controller", "enable it on the kernel command line or in the container's host"}
+			}
+		}
+		return Line{"cgroups", Pass, "version 2: " + strings.Join(needed, ", "), ""}
+	}
+	for _, c := range needed {
+		if _, err := os.Stat(filepath.Join(cgroupRoot, c)); err != nil {
+			return Line{"cgroups", Fail, "the " + c + " controller is not mounted under " + cgroupRoot, "mount cgroup2 there, or the version 1 controllers cpu, memory and pids"}
+		}
+	}
+	return Line{"cgroups", Pass, "version 1: " + strings.Join(needed, ", "), ""}
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+func namespaces() Line {
+	raw, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
+	if err != nil {
+		return Line{"user namespaces", Fail, "the kernel has none", "use a kernel built with CONFIG_USER_NS"}
+	}
+	if n, _ := strconv.Atoi(strings.TrimSpace(string(raw))); n < 1 {
+		return Line{"user namespaces", Fail, "none are allowed", "sysctl -w user.max_user_namespaces=65536"}
+	}
+	return Line{"user namespaces", Pass, "every sandbox gets host user ids of its own", ""}
+}
+
+func probe(ctx context.Context, d driver.Driver) Line {
+	name := "driver " + d.Name()
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return Line{name, Fail, err.Error(), "see docs/OPERATIONS.md"}
+	}
+	return Line{name, Pass, "isolation: " + caps.Isolation, ""}
+}
+
+func kvm() Line {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return Line{"kvm", Warn, "no /dev/kvm", "none needed: sandboxes run on gVisor, which does without"}
+	}
+	f.Close()
+	return Line{"kvm", Pass, "/dev/kvm can be opened; this release runs gVisor all the same", ""}
+}
+
+// hostTools are what making templates runs, and the Debian package each is in.
+var hostTools = []struct{ command, pkg string }{
+	{"mkfs.erofs", "erofs-utils"},
+	{"mmdebstrap", "mmdebstrap"},
+}
+
+func tools() Line {
+	var missing []string
+	for _, t := range hostTools {
+		if _, err := exec.LookPath(t.command); err != nil {
+			missing = append(missing, t.pkg)
+		}
+	}
+	if len(missing) > 0 {
+		return Line{"template tools", Fail, "missing: " + strings.Join(missing, ", "), "apt-get install -y " + strings.Join(missing, " ")}
+	}
+	return Line{"template tools", Pass, "mkfs.erofs and mmdebstrap are there", ""}
+}
+
+func disk(dir string) Line {
+	at := dir
+	for {
+		if _, err := os.Stat(at); err == nil || at == "/" {
+			break
+		}
+		at = filepath.Dir(at)
+	}
+	var s unix.Statfs_t
+	if err := unix.Statfs(at, &s); err != nil {
+		return Line{"disk", Fail, at + ": " + err.Error(), "choose another directory with --data"}
+	}
+	mib := int(s.Bavail * uint64(s.Bsize) >> 20)
+	if mib < minDiskMiB {
+		return Line{"disk", Fail, fmt.Sprintf("%d MiB free at %s", mib, at), fmt.Sprintf("free %d MiB, or choose another directory with --data", minDiskMiB)}
+	}
+	return Line{"disk", Pass, fmt.Sprintf("%d MiB free at %s", mib, at), ""}
+}
+
+func port(c *config.Config) Line {
+	l, err := net.Listen("tcp", c.Listen)
+	if err == nil {
+		l.Close()
+		return Line{"listen", Pass, c.Listen + " is free", ""}
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		return Line{"listen", Warn, c.Listen + " is in use", "if that is not Hearth, choose another address with --listen"}
+	}
+	return Line{"listen", Fail, err.Error(), "choose another address with --listen"}
+}
