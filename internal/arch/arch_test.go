@@ -80,6 +80,7 @@ func TestImports(t *testing.T) {
 var admitted = map[string][]string{
 	"gvisor.dev/gvisor":                      {"internal/driver/gvisor"},
 	"github.com/opencontainers":              {"internal/driver/gvisor"},
+	"github.com/google/subcommands":          {"internal/driver/gvisor"}, // the type of gVisor's commands
 	"github.com/vishvananda/netlink":         {"internal/netns"},
 	"github.com/vishvananda/netns":           {"internal/netns"},
 	"github.com/google/nftables":             {"internal/netns"},

@@ -42,8 +42,8 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxmain"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
-	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxmain")
+	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxtest"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
+	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxtest")
 	must(t, os.MkdirAll(filepath.Join(dir, "g"), 0o755))
 	build(t, filepath.Join(dir, "g", "testguest"), "hearth/internal/driver/drivertest/testguest")
 	for _, d := range []string{"root", "tmp", "etc", "mnt", "var"} {

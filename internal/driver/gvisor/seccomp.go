@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"embed"
 	"encoding/gob"
+	"maps"
 	_ "unsafe" // for go:linkname
 
 	"gvisor.dev/gvisor/pkg/seccomp/precompiledseccomp"
@@ -33,8 +34,8 @@ func installPrograms() error {
 	if err := gob.NewDecoder(bytes.NewReader(raw)).Decode(&ready); err != nil {
 		return err
 	}
-	filter.ListPrecompiled() // makes the map once; later calls leave ours alone
-	precompiledPrograms = ready
+	filter.ListPrecompiled() // makes the map, once and empty
+	maps.Copy(precompiledPrograms, ready)
 	return nil
 }
 

@@ -60,7 +60,11 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 	if !filepath.IsAbs(h.Dir) || filepath.Clean(h.Dir) == "/" {
 		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not an absolute directory", h.Dir)
 	}
-	if err := d.release(ctx, h.ID, h.Dir, removeDir); err != nil {
+	err := d.killStrays(ctx, h.ID)
+	if err == nil {
+		err = d.release(ctx, h.ID, h.Dir, removeDir)
+	}
+	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "machine %s could not be swept", h.ID)
 	}
 	return nil
@@ -75,12 +79,9 @@ const (
 	removeDir
 )
 
-// release kills and removes everything with the machine's name on it. The range
-// of users is given back last, when no process can be left in it.
+// release kills and removes what there is of a machine that has no launcher any
+// more. The range of users is given back last, when no process can be left in it.
 func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) error {
-	if err := d.killStrays(ctx, id); err != nil {
-		return err
-	}
 	if err := d.cgroup(id).remove(ctx); err != nil {
 		return err
 	}
