@@ -47,7 +47,7 @@ func mayImport(p, q string) bool {
 	case within(p, "internal/node/agent"):
 		return contract || within(q, "internal/netns", "internal/egress", "internal/image", "internal/node/agent")
 	case within(p, "internal/control"):
-		return contract || q == "internal/placement" || q == "internal/egress"
+		return contract || within(q, "internal/placement", "internal/egress", "internal/control")
 	case within(p, "internal/builder"):
 		return contract || q == "internal/image"
 	case within(p, services...):
@@ -98,6 +98,7 @@ var admitted = map[string][]string{
 	"github.com/creack/pty":                  {"internal/guest/process"},
 	"github.com/fsnotify/fsnotify":           {"internal/guest/files"},
 	"github.com/klauspost/compress":          {"internal/image", "internal/blob"},
+	"github.com/google/go-cmp":               {"internal/store/storetest"},
 	"golang.org/x/sys":                       nil, // anywhere
 	"golang.org/x/sync":                      nil,
 	"golang.org/x/term":                      nil,

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"hearth/internal/control/due"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/store"
@@ -110,7 +111,7 @@ type Controller struct {
 	locks   locks
 	flights flights
 	table   *table
-	due     *queue
+	due     *due.Queue
 	unclear set // sandboxes whose last step has an unknown end
 	gates   gates
 	samples *samples
@@ -125,7 +126,7 @@ func New(d Deps) *Controller {
 	life, end := context.WithCancelCause(context.Background())
 	return &Controller{
 		store: d.Store, nodes: d.Nodes, tokens: d.Tokens, shelf: d.Shelf, now: d.Now, log: d.Log,
-		limits: d.Limits.withDefaults(), table: newTable(), due: newQueue(), samples: newSamples(), gates: newGates(), life: life, end: end,
+		limits: d.Limits.withDefaults(), table: newTable(), due: due.New(), samples: newSamples(), gates: newGates(), life: life, end: end,
 	}
 }
 
@@ -222,9 +223,9 @@ func (c *Controller) publish(sb *hearth.Sandbox) {
 	c.table.put(c.route(sb))
 	switch sb.State {
 	case hearth.Running:
-		c.due.set(sb)
+		c.due.Set(sb)
 	case hearth.Paused, hearth.Stopping, hearth.Stopped:
-		c.due.drop(sb.ID)
+		c.due.Drop(sb.ID)
 	}
 }
 

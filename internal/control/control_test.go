@@ -149,7 +149,7 @@ func TestCreateRefused(t *testing.T) {
 
 func TestConcurrencyLimit(t *testing.T) {
 	in(t, control.Limits{Sandboxes: 3}, func(t *testing.T, w *world, p *process) {
-		w.delay["start"] = time.Second
+		w.set(func() { w.delay["start"] = time.Second })
 		ctx := context.Background()
 		var callers sync.WaitGroup
 		var mu sync.Mutex
@@ -194,14 +194,14 @@ func TestStartFails(t *testing.T) {
 		hearth.Internal, hearth.ResourceExhausted, hearth.Unavailable, hearth.DeadlineExceeded, hearth.FailedPrecondition,
 	} {
 		in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
-			w.refuse["start"] = hearth.Errorf(kind, "no luck")
+			w.set(func() { w.refuse["start"] = hearth.Errorf(kind, "no luck") })
 			_, err := p.Create(context.Background(), control.CreateRequest{Team: "t1", Template: "base", Timeout: time.Minute})
 			wants(t, err, kind, "no luck")
 			rows, _, err := w.store.ListSandboxes(context.Background(), store.SandboxFilter{}, store.Page{})
 			if err != nil || len(rows) != 1 || rows[0].State != hearth.Stopped || rows[0].StopReason != "could not be created: no luck" {
 				t.Errorf("%s: rows %+v (%v)", kind, rows, err)
 			}
-			clear(w.refuse)
+			w.set(func() { clear(w.refuse) })
 			create(t, p)
 		})
 	}
@@ -210,7 +210,7 @@ func TestStartFails(t *testing.T) {
 // TestWarmRefused makes the warm snapshot unusable: the sandbox boots instead.
 func TestWarmRefused(t *testing.T) {
 	in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
-		delete(w.files, "warm")
+		w.set(func() { delete(w.files, "warm") })
 		create(t, p)
 	})
 }
@@ -219,7 +219,7 @@ func TestWarmRefused(t *testing.T) {
 // nobody knows.
 func TestCreateAbandoned(t *testing.T) {
 	in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
-		w.delay["start"] = time.Minute
+		w.set(func() { w.delay["start"] = time.Minute })
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_, err := p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: time.Hour})
@@ -276,14 +276,14 @@ func TestWords(t *testing.T) {
 		wants(t, p.Kill(ctx, "t1", sb.ID), hearth.NotFound, unknown)
 
 		other := create(t, p)
-		w.refuse["stop"] = hearth.Errorf(hearth.Unavailable, "the node is away")
+		w.set(func() { w.refuse["stop"] = hearth.Errorf(hearth.Unavailable, "the node is away") })
 		wants(t, p.Kill(ctx, "t1", other.ID), hearth.Unavailable, "the node is away")
 		_, err = p.Sandbox(ctx, "t1", other.ID)
 		wants(t, err, hearth.NotFound, unknown)
 		_, _, err = p.Connect(ctx, "t1", other.ID, time.Minute)
 		wants(t, err, hearth.FailedPrecondition, fmt.Sprintf("Sandbox %q is being killed", other.ID))
 		wants(t, p.Pause(ctx, "t1", other.ID), hearth.FailedPrecondition, "cannot be paused while in 'killing' state")
-		clear(w.refuse)
+		w.set(func() { clear(w.refuse) })
 	})
 }
 
@@ -328,12 +328,12 @@ func TestTimeouts(t *testing.T) {
 		if err := p.SetTimeout(ctx, "t1", sb.ID, 90*time.Second); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(90*time.Second - 1)
+		time.Sleep(90*time.Second - time.Nanosecond)
 		synctest.Wait()
 		if got := left(); got != 1 {
 			t.Errorf("a nanosecond before its end: %d", got)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		row, err := w.store.Sandbox(ctx, sb.ID)
 		if err != nil || row.State != hearth.Stopped || row.StopReason != "its timeout was reached" {
@@ -361,9 +361,7 @@ func TestKillCutsShort(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			w.mu.Lock()
-			w.delay[during] = 5 * time.Second
-			w.mu.Unlock()
+			w.set(func() { w.delay[during] = 5 * time.Second })
 			done := make(chan error, 1)
 			go func() {
 				if during == "pause" {
@@ -380,9 +378,7 @@ func TestKillCutsShort(t *testing.T) {
 			<-done
 			_, err := p.Sandbox(ctx, "t1", sb.ID)
 			wants(t, err, hearth.NotFound, "")
-			w.mu.Lock()
-			clear(w.delay)
-			w.mu.Unlock()
+			w.set(func() { clear(w.delay) })
 		}
 	})
 }
@@ -392,7 +388,7 @@ func TestKillCutsShort(t *testing.T) {
 func TestJoin(t *testing.T) {
 	in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
 		sb := create(t, p)
-		w.delay["pause"] = 5 * time.Second
+		w.set(func() { w.delay["pause"] = 5 * time.Second })
 		var callers sync.WaitGroup
 		callers.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -434,7 +430,9 @@ func TestRoutes(t *testing.T) {
 		if err := p.SetNetwork(ctx, "t1", sb.ID, n); err != nil {
 			t.Fatal(err)
 		}
-		if r, _ := p.Route(sb.ID); r.Gone != first.Gone || !cmp.Equal(r.Network, n) || !cmp.Equal(w.policies[sb.ID], n) {
+		var inForce hearth.Network
+		w.set(func() { inForce = w.policies[sb.ID] })
+		if r, _ := p.Route(sb.ID); r.Gone != first.Gone || !cmp.Equal(r.Network, n) || !cmp.Equal(inForce, n) {
 			t.Errorf("after a new policy the route is %+v", r)
 		}
 		if err := p.Pause(ctx, "t1", sb.ID); err != nil {

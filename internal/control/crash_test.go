@@ -117,7 +117,9 @@ func TestStorm(t *testing.T) {
 	for seed := range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
-			w.delay = map[string]time.Duration{"start": 30 * time.Millisecond, "pause": 200 * time.Millisecond, "stop": 5 * time.Millisecond, "list": time.Millisecond}
+			w.set(func() {
+				w.delay = map[string]time.Duration{"start": 30 * time.Millisecond, "pause": 200 * time.Millisecond, "stop": 5 * time.Millisecond, "list": time.Millisecond}
+			})
 			p := w.run(quick)
 			ctx := context.Background()
 			for range 3 {
@@ -165,7 +167,7 @@ func TestOneResume(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour) // paused sandboxes do not end
-		w.delay["start"] = time.Second
+		w.set(func() { w.delay["start"] = time.Second })
 		before := w.starts
 		var callers sync.WaitGroup
 		for i := range 10 {
@@ -213,7 +215,7 @@ func TestNodeAway(t *testing.T) {
 		for _, machines := range w.machines { // one died meanwhile
 			delete(machines, ids[0])
 		}
-		w.refuse["list"] = hearth.Errorf(hearth.Unavailable, "away")
+		w.set(func() { w.refuse["list"] = hearth.Errorf(hearth.Unavailable, "away") })
 		p = w.run(control.Limits{})
 		time.Sleep(time.Minute)
 		for _, id := range ids {
@@ -221,9 +223,7 @@ func TestNodeAway(t *testing.T) {
 				t.Errorf("%s while its node is away: %+v, %v", id, sb, err)
 			}
 		}
-		w.mu.Lock()
-		clear(w.refuse)
-		w.mu.Unlock()
+		w.set(func() { clear(w.refuse) })
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		for _, wrong := range w.audit(p) {
@@ -277,9 +277,7 @@ func TestCannotPause(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.mu.Lock()
-			w.refuse["pause"] = hearth.Errorf(kind, "the disk is full")
-			w.mu.Unlock()
+			w.set(func() { w.refuse["pause"] = hearth.Errorf(kind, "the disk is full") })
 			time.Sleep(time.Minute + want - time.Second)
 			if now, err := w.store.Sandbox(ctx, sb.ID); err != nil || now.State != hearth.Running {
 				t.Errorf("%s: before the last try it is %+v (%v)", kind, now, err)

@@ -222,7 +222,7 @@ func (c *Controller) reschedule(ctx context.Context, team hearth.TeamID, id hear
 	if err != nil {
 		return nil, err
 	}
-	c.due.set(out)
+	c.due.Set(out)
 	return out, nil
 }
 

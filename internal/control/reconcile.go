@@ -126,7 +126,7 @@ func (c *Controller) settle(ctx context.Context, id hearth.SandboxID, seen sight
 	sb, err := c.store.Sandbox(ctx, id)
 	if missing(err) {
 		c.table.remove(id)
-		c.due.drop(id)
+		c.due.Drop(id)
 		return nil
 	}
 	if err != nil {

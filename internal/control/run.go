@@ -77,7 +77,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // enforce acts on timeouts as they fall due.
 func (c *Controller) enforce(ctx context.Context) {
 	for ctx.Err() == nil {
-		due, next := c.due.take(c.clock())
+		due, next := c.due.Take(c.clock())
 		for _, id := range due {
 			c.work.Go(func() { c.expire(ctx, id) })
 		}
@@ -89,7 +89,7 @@ func (c *Controller) enforce(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-c.due.change:
+		case <-c.due.Changed():
 		case <-alarm:
 		}
 		if timer != nil {
@@ -134,7 +134,7 @@ func (c *Controller) expireLater(ctx context.Context, id hearth.SandboxID, err e
 		return
 	}
 	c.log.Warn("timeout could not be enforced yet", "sandbox", id, "err", err)
-	c.due.note(id, c.clock().Add(c.limits.Settle))
+	c.due.Note(id, c.clock().Add(c.limits.Settle))
 }
 
 // expireNow holds the sandbox's lock.
@@ -146,7 +146,7 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 	now := c.clock()
 	due := func(s *hearth.Sandbox) error {
 		if s.EndsAt.After(now) {
-			c.due.set(s)
+			c.due.Set(s)
 			return errLater
 		}
 		return nil
@@ -199,7 +199,7 @@ func (c *Controller) tidy(ctx context.Context) {
 		now := c.clock()
 		missed, err := c.store.DueSandboxes(ctx, now.Add(-c.limits.Settle), dueBatch)
 		for _, id := range missed {
-			c.due.note(id, now)
+			c.due.Note(id, now)
 		}
 		if err == nil && now.Sub(purged) >= purgeEvery {
 			purged = now

@@ -73,6 +73,13 @@ func (w *world) bad(format string, args ...any) {
 	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
 }
 
+// set changes what the hosts do.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
 // die ends a machine by itself.
 func (w *world) die(id hearth.SandboxID, reason string) {
 	w.mu.Lock()

@@ -54,19 +54,14 @@ func (s *Store) ResolveTemplate(_ context.Context, team hearth.TeamID, nameOrID 
 }
 
 func (s *Store) resolve(team hearth.TeamID, nameOrID string) *hearth.Template {
-	slug, alias, spaced := strings.Cut(nameOrID, "/")
-	if spaced {
-		for _, owner := range s.teams {
-			if owner.Slug == slug {
-				t := s.byAlias(owner.ID, alias)
-				if t != nil && (t.Team == team || t.Public) {
-					return t
-				}
-			}
+	visible := func(t *hearth.Template) bool { return t != nil && (t.Team == team || t.Public) }
+	if slug, alias, spaced := strings.Cut(nameOrID, "/"); spaced {
+		if t := s.byAlias(s.bySlug(slug), alias); visible(t) {
+			return t
 		}
 		return nil
 	}
-	if t := s.templates[hearth.TemplateID(nameOrID)]; t != nil && (t.Team == team || t.Public) {
+	if t := s.templates[hearth.TemplateID(nameOrID)]; visible(t) {
 		return t
 	}
 	if t := s.byAlias(team, nameOrID); t != nil {
@@ -79,6 +74,16 @@ func (s *Store) resolve(team hearth.TeamID, nameOrID string) *hearth.Template {
 		}
 	}
 	return oldest
+}
+
+// bySlug is the team with a slug, a team without templates if there is none.
+func (s *Store) bySlug(slug string) hearth.TeamID {
+	for _, t := range s.teams {
+		if t.Slug == slug {
+			return t.ID
+		}
+	}
+	return "\x00" // no row has a NUL
 }
 
 func older(a, b *hearth.Template) bool {

@@ -1,4 +1,7 @@
-package control
+// Package due remembers when sandboxes fall due, earliest first. It is a memory
+// of the store's EndsAt and never the truth: whoever takes a sandbox from it
+// asks the store again.
+package due
 
 import (
 	"container/heap"
@@ -8,9 +11,9 @@ import (
 	"hearth/internal/hearth"
 )
 
-// queue is when sandboxes fall due, earliest first. It is a memory of the
-// store's EndsAt: whoever takes a sandbox from it asks the store again.
-type queue struct {
+// Queue is a priority queue of sandboxes by the time they end. Its methods are
+// safe for concurrent use.
+type Queue struct {
 	mu     sync.Mutex
 	items  items
 	of     map[hearth.SandboxID]*item
@@ -24,14 +27,15 @@ type item struct {
 	index      int
 }
 
-func newQueue() *queue {
-	return &queue{of: map[hearth.SandboxID]*item{}, change: make(chan struct{}, 1)}
+// New returns an empty queue.
+func New() *Queue {
+	return &Queue{of: map[hearth.SandboxID]*item{}, change: make(chan struct{}, 1)}
 }
 
-// set notes when a sandbox ends, unless a later row said so already.
-func (q *queue) set(sb *hearth.Sandbox) { q.put(sb.ID, sb.EndsAt, sb.Generation) }
+// Set notes when a sandbox ends, unless a later row said so already.
+func (q *Queue) Set(sb *hearth.Sandbox) { q.put(sb.ID, sb.EndsAt, sb.Generation) }
 
-func (q *queue) put(id hearth.SandboxID, at time.Time, generation int64) {
+func (q *Queue) put(id hearth.SandboxID, at time.Time, generation int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	it := q.of[id]
@@ -49,8 +53,8 @@ func (q *queue) put(id hearth.SandboxID, at time.Time, generation int64) {
 	q.tell()
 }
 
-// note is put for a sandbox that the queue may have missed.
-func (q *queue) note(id hearth.SandboxID, at time.Time) {
+// Note is Set for a sandbox that the queue may have missed; what it has stays.
+func (q *Queue) Note(id hearth.SandboxID, at time.Time) {
 	q.mu.Lock()
 	_, known := q.of[id]
 	q.mu.Unlock()
@@ -59,7 +63,8 @@ func (q *queue) note(id hearth.SandboxID, at time.Time) {
 	}
 }
 
-func (q *queue) drop(id hearth.SandboxID) {
+// Drop forgets a sandbox.
+func (q *Queue) Drop(id hearth.SandboxID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if it := q.of[id]; it != nil {
@@ -69,16 +74,19 @@ func (q *queue) drop(id hearth.SandboxID) {
 	}
 }
 
-func (q *queue) tell() {
+// Changed has a value when the earliest end may be another than the last Take said.
+func (q *Queue) Changed() <-chan struct{} { return q.change }
+
+func (q *Queue) tell() {
 	select {
 	case q.change <- struct{}{}:
 	default:
 	}
 }
 
-// take removes and returns what is due, and when the next one will be; zero if
+// Take removes and returns what is due, and when the next one will be; zero if
 // there is none.
-func (q *queue) take(now time.Time) (due []hearth.SandboxID, next time.Time) {
+func (q *Queue) Take(now time.Time) (due []hearth.SandboxID, next time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.items) > 0 {
