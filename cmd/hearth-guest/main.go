@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/guest"
+	"hearth/internal/guest/code"
 	"hearth/internal/guest/daemon"
 	"hearth/internal/guest/process/reap"
 )
@@ -31,6 +34,7 @@ func run() error {
 	listen := flag.String("listen", fmt.Sprintf(":%d", guest.Port), "address to serve on")
 	machine := flag.Bool("machine", os.Getpid() == 1, "set up the machine: mounts, host name, clock, /etc")
 	procs := flag.Uint64("max-processes", 2048, "most processes of a user other than root; 0: no limit")
+	marker := flag.String("code", code.MarkerPath, "file that describes the image's code interpreter; missing: there is none")
 	flag.Parse()
 
 	// A sandbox is small: few threads, and a heap that is collected early.
@@ -47,6 +51,12 @@ func run() error {
 		for _, err := range o.System.Prepare() {
 			log.Warn("the machine could not be fully prepared", "err", err)
 		}
+	}
+	switch m, err := code.Load(*marker); {
+	case err == nil:
+		o.Interpreter = &m
+	case !errors.Is(err, fs.ErrNotExist):
+		log.Error("the code interpreter stays off", "err", err)
 	}
 	l, err := net.Listen("tcp", *listen)
 	if err != nil {

@@ -23,6 +23,12 @@ func unauthorized(w http.ResponseWriter, msg string) {
 	files.WriteError(w, http.StatusUnauthorized, msg)
 }
 
+// sealed is the answer before Init and after Quiesce.
+func sealed(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	files.WriteError(w, http.StatusServiceUnavailable, "the sandbox is not initialised yet")
+}
+
 // admit lets a request through only if the daemon serves and the caller may call.
 // The host's secret opens everything that a user's token opens.
 func (d *Daemon) admit(next http.Handler) http.Handler {
@@ -33,8 +39,7 @@ func (d *Daemon) admit(next http.Handler) http.Handler {
 		case path == "/health", path == guest.InitPath, path == guest.QuiescePath:
 			// Init and Quiesce check the host's secret themselves.
 		case now.sealed:
-			w.Header().Set("Retry-After", "1")
-			files.WriteError(w, http.StatusServiceUnavailable, "the sandbox is not initialised yet")
+			sealed(w)
 			return
 		case path == guest.ForwardPath:
 			if !now.host(control) {

@@ -13,11 +13,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"hearth/internal/gen/guestv1/guestv1connect"
+	"hearth/internal/guest"
+	"hearth/internal/guest/code"
 	"hearth/internal/guest/files"
 	"hearth/internal/guest/process"
 	"hearth/internal/guest/process/account"
@@ -39,6 +42,8 @@ type Options struct {
 	System *System
 	// Reaper starts and waits for every process.
 	Reaper *reap.Reaper
+	// Interpreter is what the image says of its code interpreter; nil: it has none.
+	Interpreter *code.Marker
 	// Log takes what nobody else is told.
 	Log *slog.Logger
 }
@@ -51,6 +56,7 @@ type Daemon struct {
 	process *process.Service
 	files   *files.Service
 	meter   *meter
+	code    *interpreter // nil: the image has none
 	conns   *connections
 	handler http.Handler
 }
@@ -61,6 +67,9 @@ func New(o Options) *Daemon {
 	d.process = process.New(process.Options{Reaper: o.Reaper, Session: d.state.session})
 	d.files = files.New(files.Options{Session: d.state.session, Guard: d.guardFile})
 	d.handler = d.routes()
+	if o.Interpreter != nil {
+		d.code = &interpreter{marker: *o.Interpreter, reaper: o.Reaper, log: o.Log}
+	}
 	return d
 }
 
@@ -91,30 +100,59 @@ func (d *Daemon) routes() http.Handler {
 }
 
 // Serve answers on l until ctx ends, then ends every process and connection. It
-// returns nil after ctx has ended, else why it could not go on.
+// returns nil after ctx has ended, else why it could not go on. The code
+// interpreter, where there is one, gets its own two ports.
 func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{
-		Handler: d.handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeader, Protocols: protocols, ConnState: d.conns.track,
-		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	servers := map[*http.Server]net.Listener{d.server(d.handler): l}
+	if d.code != nil {
+		for port, h := range map[int]http.Handler{
+			guest.CodePort:    d.unsealed(d.code.serve((*code.Service).Handler)),
+			guest.JupyterPort: d.unsealed(d.code.serve((*code.Service).JupyterHandler)),
+		} {
+			also, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+			if err != nil {
+				return err
+			}
+			servers[d.server(h)] = also
+		}
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
+	failed := make(chan error, len(servers))
+	for srv, l := range servers {
+		go func() { failed <- srv.Serve(l) }()
+	}
 	var err error
+	left := len(servers)
 	select {
 	case err = <-failed:
+		left--
 	case <-ctx.Done():
+	}
+	for srv := range servers {
 		_ = srv.Close()
+	}
+	for range left {
 		<-failed
 	}
 	d.conns.closeForwards()
+	if d.code != nil {
+		d.code.close()
+	}
 	d.process.Close()
 	d.files.Close()
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}
 	return err
+}
+
+// server makes a server that waits for slow users but not for slow headers.
+func (d *Daemon) server(h http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, Protocols: protocols, ConnState: d.conns.track,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
 }

@@ -52,6 +52,11 @@ func (d *Daemon) init(w http.ResponseWriter, r *http.Request) {
 		// A clone: whoever was connected talked to the original.
 		d.conns.closeOthers(r)
 	}
+	if d.code != nil {
+		if err := d.code.reset(next.session); err != nil {
+			d.log.Warn("init: the code interpreter does not start", "err", err)
+		}
+	}
 	d.state.set(next)
 	w.Header().Set(versionHeader, Version)
 	w.WriteHeader(http.StatusNoContent)
