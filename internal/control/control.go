@@ -40,7 +40,9 @@ type builds interface {
 	ListBuilds(ctx context.Context, template hearth.TemplateID) ([]*hearth.Build, error)
 }
 
-// nodes finds the services that speak for hosts.
+// nodes finds the services that speak for hosts. Node fails with NotFound for a
+// node that has left for good, with Unavailable for one that is away; a host
+// keeps its ID over restarts.
 type nodes interface {
 	Node(id hearth.NodeID) (node.Service, error)
 	Statuses() []*hearth.NodeStatus

@@ -14,6 +14,7 @@ import (
 
 	"hearth/internal/control"
 	"hearth/internal/hearth"
+	"hearth/internal/node"
 	"hearth/internal/store"
 )
 
@@ -554,6 +555,30 @@ func TestMissedDeath(t *testing.T) {
 		_, err := p.Sandbox(context.Background(), "t1", sb.ID)
 		wants(t, err, hearth.NotFound, "")
 	})
+}
+
+// TestLostEvents tells the server that it has missed something, or breaks its
+// connection to the node.
+func TestLostEvents(t *testing.T) {
+	for _, how := range []string{"lost", "broken"} {
+		in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
+			sb, other := create(t, p), create(t, p)
+			w.set(func() {
+				delete(w.machines[sb.Node], sb.ID)
+				for _, ch := range w.events {
+					ch <- node.Event{Reason: how}
+				}
+			})
+			time.Sleep(time.Second)
+			synctest.Wait()
+			_, err := p.Sandbox(context.Background(), "t1", sb.ID)
+			wants(t, err, hearth.NotFound, "")
+			w.die(other.ID, "crashed") // events still come
+			synctest.Wait()
+			_, err = p.Sandbox(context.Background(), "t1", other.ID)
+			wants(t, err, hearth.NotFound, "")
+		})
+	}
 }
 
 // TestStrays starts a server beside machines that it knows nothing of.

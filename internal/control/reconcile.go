@@ -34,6 +34,10 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 			if _, routed := c.Route(sb.ID); routed && seen.has(sb) {
 				return // nothing to settle
 			}
+			if sb.State == hearth.Pausing { // may take minutes: Run does it
+				c.admitKnown(sb)
+				return
+			}
 			c.settleLater(ctx, sb.ID, seen)
 		})
 		if next == "" {
@@ -49,6 +53,14 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 	}
 	each(strays, func(s stray) { c.stopStray(ctx, s) })
 	return ctx.Err()
+}
+
+// admitKnown makes a sandbox known that is to be settled later.
+func (c *Controller) admitKnown(sb *hearth.Sandbox) {
+	if _, routed := c.Route(sb.ID); !routed {
+		c.publish(sb)
+	}
+	c.unclear.add(sb.ID)
 }
 
 // stray is a machine that may have no row.

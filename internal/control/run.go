@@ -22,14 +22,17 @@ const (
 	dueBatch     = 1000
 )
 
-// gates bound how many timeouts are enforced at once, and count pauses that failed.
+// gates bound how much of each is done at once, and count pauses that failed.
 type gates struct {
-	kills, pauses chan struct{}
-	failed        *counts
+	kills, pauses, settles chan struct{}
+	failed                 *counts
 }
 
 func newGates() gates {
-	return gates{make(chan struct{}, killsAtOnce), make(chan struct{}, pausesAtOnce), &counts{of: map[hearth.SandboxID]int{}}}
+	return gates{
+		make(chan struct{}, killsAtOnce), make(chan struct{}, pausesAtOnce), make(chan struct{}, settlers),
+		&counts{of: map[hearth.SandboxID]int{}},
+	}
 }
 
 type counts struct {
@@ -195,7 +198,13 @@ func (c *Controller) tidy(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		each(c.unclear.take(), func(id hearth.SandboxID) { c.settleLater(ctx, id, nil) })
+		for _, id := range c.unclear.take() {
+			c.work.Go(func() {
+				c.gates.settles <- struct{}{}
+				defer func() { <-c.gates.settles }()
+				c.settleLater(ctx, id, nil)
+			})
+		}
 		now := c.clock()
 		missed, err := c.store.DueSandboxes(ctx, now.Add(-c.limits.Settle), dueBatch)
 		for _, id := range missed {

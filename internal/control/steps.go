@@ -76,6 +76,9 @@ func (c *Controller) halt(ctx context.Context, sb *hearth.Sandbox, reason string
 		return nil
 	}
 	svc, err := c.nodes.Node(sb.Node)
+	if missing(err) {
+		return nil // the node has left; should it come back, its machines are strays
+	}
 	if err != nil {
 		return err
 	}
@@ -243,9 +246,12 @@ func (c *Controller) machine(ctx context.Context, sb *hearth.Sandbox) (*node.Ins
 	return nil, nil
 }
 
-// instances are a node's machines.
+// instances are a node's machines; none if there is no such node any more.
 func (c *Controller) instances(ctx context.Context, id hearth.NodeID) (map[hearth.SandboxID]*node.Instance, error) {
 	svc, err := c.nodes.Node(id)
+	if missing(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

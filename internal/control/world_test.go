@@ -242,7 +242,15 @@ func (h host) Events(ctx context.Context) iter.Seq2[node.Event, error] {
 			case <-ctx.Done():
 				return
 			case ev := <-ch:
-				if !yield(ev, nil) {
+				switch {
+				case ev.ID == "" && ev.Reason == "lost":
+					if !yield(ev, hearth.Errorf(hearth.Aborted, "events were lost")) {
+						return
+					}
+				case ev.ID == "":
+					yield(ev, hearth.Errorf(hearth.Unavailable, "the connection broke"))
+					return
+				case !yield(ev, nil):
 					return
 				}
 			}

@@ -39,12 +39,10 @@ func encode(s *hearth.Sandbox) (e encoded, err error) {
 	return e, err
 }
 
-// worth says how durable a write of the row must be.
-func worth(rows ...*hearth.Sandbox) durability {
-	for _, s := range rows {
-		if s.Snapshot != "" {
-			return durable
-		}
+// worth says how durable a write of the row must be. See the package comment.
+func worth(s *hearth.Sandbox) durability {
+	if s.Snapshot != "" && (s.State == hearth.Paused || s.State == hearth.Stopping) {
+		return durable
 	}
 	return volatile
 }
@@ -145,7 +143,7 @@ func (s *Store) swap(ctx context.Context, before *hearth.Sandbox, metadata strin
 		return false, err
 	}
 	var n int64
-	err = s.change(ctx, worth(before, after), func(tx *sql.Tx) (err error) {
+	err = s.change(ctx, worth(after), func(tx *sql.Tx) (err error) {
 		n, err = exec(tx, `UPDATE sandboxes SET generation = ?, launch = ?, template = ?, alias = ?, build = ?, node = ?,
 			snapshot = ?, state = ?, stop_reason = ?, resources_json = ?, network_json = ?, env_json = ?,
 			metadata_json = ?, unsecured = ?, on_timeout = ?, auto_resume = ?, timeout = ?, started_at = ?, ends_at = ?

@@ -6,11 +6,13 @@
 // The file is in write-ahead mode: a commit is there after the process was
 // killed, always. After a power cut, what was committed with an fsync is there
 // and what came after the last fsync may be gone, as a whole and from the end.
-// The rows of running sandboxes are written without one: the power cut that
-// could lose them has killed their machines, so that nothing of them is worth
-// keeping. Everything else (templates, builds, keys, snapshots, and every step
-// of a sandbox that has a snapshot) is synced before the call returns. A create
-// thus costs no fsync.
+// The rows of sandboxes are written without one while they have a machine: the
+// power cut that could lose them has killed it, so that nothing of them is worth
+// keeping; of a resumed one the paused row and its snapshot are left, as long as
+// the snapshot's deletion, which is synced with all before it, has not begun.
+// Everything else is synced before the call returns: templates, builds, keys,
+// snapshots, a sandbox becoming paused, and one being stopped with a snapshot.
+// So a create costs no fsync, nor does a resume before it answers.
 //
 // # Statements
 //
