@@ -1,0 +1,224 @@
+package gvisor_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/drivertest"
+	"hearth/internal/driver/gvisor"
+)
+
+// starterEnv makes this test binary a process that starts one machine, prints
+// its handle, and waits to be killed.
+const starterEnv = "HEARTH_TEST_STARTER"
+
+type starterJob struct {
+	Config gvisor.Config
+	Spec   driver.Spec
+}
+
+func TestMain(m *testing.M) {
+	if raw := os.Getenv(starterEnv); raw != "" {
+		os.Exit(startAndWait(raw))
+	}
+	os.Exit(m.Run())
+}
+
+func startAndWait(raw string) int {
+	var job starterJob
+	if err := json.Unmarshal([]byte(raw), &job); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	d, err := gvisor.New(job.Config)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	m, err := d.Start(context.Background(), job.Spec)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(m.Handle())
+	select {
+	case <-m.Done():
+	case <-time.After(time.Minute):
+	}
+	return 0
+}
+
+// starter runs such a process.
+func (l *lab) starter(t *testing.T, spec driver.Spec) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cfg := l.config(t)
+	cfg.Log = (*slog.Logger)(nil)
+	raw, err := json.Marshal(starterJob{Config: cfg, Spec: spec})
+	must(t, err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), starterEnv+"="+string(raw))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	return cmd, bufio.NewReader(out)
+}
+
+// The process that started a machine is killed; the machine lives on and is
+// found by its handle.
+func TestMachineOutlivesItsStarter(t *testing.T) {
+	l := newLab(t)
+	cmd, out := l.starter(t, l.spec(t, "conf-outlives", 231))
+	line, err := out.ReadBytes('\n')
+	must(t, err)
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	var h driver.Handle
+	must(t, json.Unmarshal(line, &h))
+	m, err := l.driver(t).Attach(t.Context(), h)
+	must(t, err)
+	ask := func(m driver.Machine) {
+		t.Helper()
+		_, err := drivertest.Open(m).Ask(t.Context(), "GET", "/console?mib=1", nil) // its console is nobody's now
+		must(t, err)
+	}
+	ask(m)
+	must(t, m.Freeze(t.Context()))
+	c, err := m.Checkpoint(t.Context(), t.TempDir())
+	must(t, err)
+	must(t, m.Thaw(t.Context()))
+	ask(m)
+	spec := l.spec(t, "conf-outlived", 232)
+	spec.From = c
+	clone, err := l.driver(t).Start(t.Context(), spec)
+	must(t, err)
+	ask(clone)
+	must(t, m.Close(t.Context()))
+	must(t, clone.Close(t.Context()))
+}
+
+// The starter is killed at ever later points of a start, and what it left is swept.
+func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
+	l := newLab(t)
+	d := l.driver(t)
+	before := l.count(t)
+	t.Run("crashes", func(t *testing.T) {
+		for i := range 14 {
+			spec := l.spec(t, fmt.Sprintf("conf-crash-%d", i), 200+i)
+			cmd, out := l.starter(t, spec)
+			started := make(chan struct{})
+			go func() { defer close(started); _, _ = out.ReadBytes('\n') }()
+			select {
+			case <-started:
+			case <-time.After(time.Duration(i) * 15 * time.Millisecond):
+			}
+			must(t, cmd.Process.Kill())
+			<-started
+			_ = cmd.Wait()
+			must(t, d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}))
+			if _, err := os.Stat(spec.Dir); !os.IsNotExist(err) {
+				t.Errorf("%s is still there: %v", spec.Dir, err)
+			}
+		}
+	})
+	after := l.count(t)
+	delete(before, "descriptors")
+	delete(after, "descriptors")
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("before %v, after %v", before, after)
+	}
+}
+
+// Every process of a machine runs as a user of its own range, with seccomp and
+// without a way to new privileges.
+func TestHostSideIsConfined(t *testing.T) {
+	l := newLab(t)
+	uids := map[string]bool{}
+	for i := range 2 {
+		m, err := l.driver(t).Start(t.Context(), l.spec(t, fmt.Sprintf("conf-confined-%d", i), 233+i))
+		must(t, err)
+		t.Cleanup(func() { must(t, m.Close(context.Background())) })
+		_, err = drivertest.Open(m).Ask(t.Context(), "GET", "/ticks", nil)
+		must(t, err)
+		procs, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/pids/hearth-test", m.Handle().ID, "cgroup.procs"))
+		if os.IsNotExist(err) {
+			procs, err = os.ReadFile(filepath.Join("/sys/fs/cgroup/hearth-test", m.Handle().ID, "cgroup.procs"))
+		}
+		must(t, err)
+		for _, pid := range strings.Fields(string(procs)) {
+			status := statusOf(t, pid)
+			if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" || status["Uid"] < "1000000" {
+				t.Errorf("process %s: NoNewPrivs %s, Seccomp %s, Uid %s", pid, status["NoNewPrivs"], status["Seccomp"], status["Uid"])
+			}
+			uids[status["Uid"]] = true
+		}
+	}
+	if len(uids) != 2 {
+		t.Errorf("two machines run as users %v", uids)
+	}
+}
+
+func statusOf(t *testing.T, pid string) map[string]string {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/" + pid + "/status")
+	must(t, err)
+	status := map[string]string{}
+	for line := range bytes.Lines(raw) {
+		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), ":")
+		if f := strings.Fields(value); len(f) > 0 {
+			status[name] = f[0]
+		}
+	}
+	return status
+}
+
+func TestManyStartsAtOnce(t *testing.T) {
+	l := newLab(t)
+	d := l.driver(t)
+	var all sync.WaitGroup
+	for i := range 8 {
+		spec := l.spec(t, fmt.Sprintf("conf-many-%d", i), 220+i)
+		all.Go(func() {
+			m, err := d.Start(t.Context(), spec)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := drivertest.Open(m).Ask(t.Context(), "GET", "/ticks", nil); err != nil {
+				t.Error(err)
+			}
+			if err := m.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// `PROGRAM runsc` is gVisor's own command line.
+func TestStockRunsc(t *testing.T) {
+	l := newLab(t)
+	bundle := filepath.Join(l.dir, "stock")
+	must(t, os.MkdirAll(filepath.Join(bundle, "rootfs"), 0o755))
+	must(t, os.Rename(filepath.Join(l.dir, "g", "testguest"), filepath.Join(bundle, "rootfs", "testguest")))
+	run(t, l.exe, "runsc", "spec", "-bundle", bundle, "--", "/testguest", "0")
+	for _, variant := range [][]string{{"runsc"}, {"runsc", "--precompiled"}} {
+		args := append(variant, "--root="+filepath.Join(l.dir, "s"), "--network=none", "--ignore-cgroups", "run", "-bundle", bundle, "conf-stock")
+		out, err := exec.Command(l.exe, args...).CombinedOutput()
+		if err != nil || string(out) != "0" {
+			t.Errorf("%v: %q, %v", variant, out, err)
+		}
+	}
+}
