@@ -271,6 +271,11 @@ func TestBruteForce(t *testing.T) {
 	}
 	for range 25 {
 		keys.Failed("::ffff:10.9.9.9")
+		keys.Failed("127.0.0.1:80")
+		keys.Failed("[::1]:80")
+	}
+	if a, b := keys.Wait("127.0.0.1:81"), keys.Wait("[::1]:81"); a+b != 0 {
+		t.Errorf("loopback waits %s, %s", a, b)
 	}
 	if keys.Wait("10.9.9.9:1") == 0 {
 		t.Error("an IPv4 address in IPv6 clothes is another")

@@ -90,5 +90,8 @@ func subject(remote string) netip.Prefix {
 	if err != nil {
 		return netip.Prefix{}
 	}
+	if addr.IsLoopback() { // ::1, whose /64 is not
+		return netip.PrefixFrom(addr, addr.BitLen())
+	}
 	return p
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -35,11 +36,13 @@ func openSQLite(path string) (write, read *sql.DB, err error) {
 	}
 	// Environment variables of sandboxes are in the file. The -wal and -shm
 	// files get its mode.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, nil, hearth.Wrap(hearth.FailedPrecondition, err, "the metadata store %s cannot be opened", path)
+	// A file that is there is not touched: to close it would drop the locks that
+	// SQLite holds on it in this process.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err == nil {
+		err = f.Close()
 	}
-	if err := f.Close(); err != nil {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, hearth.Wrap(hearth.FailedPrecondition, err, "the metadata store %s cannot be opened", path)
 	}
 	dsn := func(pragmas ...string) string {
@@ -85,6 +88,8 @@ func failed(err error, msg string, args ...any) error {
 				kind = hearth.Unavailable
 			case sqlite3.SQLITE_INTERRUPT:
 				kind = hearth.Canceled
+			case sqlite3.SQLITE_NOTADB:
+				return hearth.Wrap(hearth.FailedPrecondition, err, msg+": its file is not a database", args...)
 			case sqlite3.SQLITE_FULL:
 				return hearth.Wrap(hearth.ResourceExhausted, err, msg+": its disk is full", args...)
 			}

@@ -62,7 +62,19 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	return s, nil
 }
 
+// migrate brings the schema up to date. Another process may be doing the same:
+// each migration is one transaction, and who loses looks again.
 func migrate(ctx context.Context, db *sql.DB) error {
+	const tries = 10
+	for n := 1; ; n++ {
+		err := migrateOnce(ctx, db)
+		if err == nil || n == tries || ctx.Err() != nil || hearth.KindOf(err) == hearth.FailedPrecondition {
+			return err
+		}
+	}
+}
+
+func migrateOnce(ctx context.Context, db *sql.DB) error {
 	dir, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err

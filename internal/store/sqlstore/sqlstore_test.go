@@ -2,9 +2,13 @@ package sqlstore_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,15 +127,100 @@ func TestNotADatabase(t *testing.T) {
 	if err := os.WriteFile(path, []byte("this is no database, however long one makes it"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := sqlstore.Open(context.Background(), path); err == nil {
-		s.Close()
-		t.Error("a text file was opened as a database")
+	if s, err := sqlstore.Open(context.Background(), path); hearth.KindOf(err) != hearth.FailedPrecondition {
+		if err == nil {
+			s.Close()
+		}
+		t.Errorf("a text file as a database: %v", err)
 	}
 	if s, err := sqlstore.Open(context.Background(), filepath.Join(path, "below")); hearth.KindOf(err) != hearth.FailedPrecondition {
 		if err == nil {
 			s.Close()
 		}
 		t.Errorf("path below a file: %v", err)
+	}
+}
+
+// TestNewerSchema opens a file that a later release has migrated.
+func TestNewerSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hearth.db")
+	open(t, path).Close()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := sqlstore.Open(context.Background(), path)
+	if hearth.KindOf(err) != hearth.FailedPrecondition {
+		t.Errorf("error %v, want FailedPrecondition", err)
+	}
+	if err == nil {
+		s.Close()
+	}
+}
+
+// TestOpenAtOnce opens and migrates one file from several places.
+func TestOpenAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hearth.db")
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			s, err := sqlstore.Open(context.Background(), path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			if err := s.CreateSandbox(context.Background(), storetest.Sandbox(fmt.Sprintf("i%d", i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestDiskFull fills the disk: the error says so, what was written is still
+// there, and with room again writing goes on.
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := context.Background()
+	s, err := sqlstore.Open(ctx, filepath.Join(dir, "hearth.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written := 0
+	for ; err == nil && written < 10_000; written++ {
+		sb := storetest.Sandbox(fmt.Sprintf("i%05d", written))
+		sb.Env = map[string]string{"big": strings.Repeat("x", 20_000)}
+		err = s.CreateSandbox(ctx, sb)
+	}
+	if hearth.KindOf(err) != hearth.ResourceExhausted {
+		t.Errorf("after %d rows: %v, want ResourceExhausted", written, err)
+	}
+	if n, err := s.CountSandboxes(ctx, store.SandboxFilter{}); err != nil || n != written-1 {
+		t.Errorf("%d rows on a full disk (%v), want %d", n, err, written-1)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateSandbox(ctx, storetest.Sandbox("ilast")); err != nil {
+		t.Errorf("with room again: %v", err)
 	}
 }
 
