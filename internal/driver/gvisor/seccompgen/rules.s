@@ -1,0 +1,1 @@
+// Lets rules.go declare a function without a body.
