@@ -127,7 +127,7 @@ func syncAll(dir string) error {
 // origin decides with which guest image a machine runs, and refuses a checkpoint
 // that does not fit this host, this build or the spec, before anything runs.
 func (d *Driver) origin(spec driver.Spec) (key, guest string, err error) {
-	if key, err = checkpointKey(); err != nil {
+	if key, err = d.key(); err != nil {
 		return "", "", hearth.Wrap(hearth.Internal, err, "processor cannot be identified")
 	}
 	layer, err := imageID(spec.Layers[0])

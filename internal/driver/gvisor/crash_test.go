@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -182,6 +183,36 @@ func statusOf(t *testing.T, pid string) map[string]string {
 		}
 	}
 	return status
+}
+
+// The limits are in force, and the guest is told of its memory without its disk.
+func TestLimitsAreInForce(t *testing.T) {
+	l := newLab(t)
+	m, err := l.driver(t).Start(t.Context(), l.spec(t, "conf-limits", 236))
+	must(t, err)
+	t.Cleanup(func() { must(t, m.Close(context.Background())) })
+	read := func(one, two string) string {
+		raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", filepath.Dir(one), "hearth-test/conf-limits", filepath.Base(one)))
+		if os.IsNotExist(err) {
+			raw, err = os.ReadFile(filepath.Join("/sys/fs/cgroup/hearth-test/conf-limits", two))
+		}
+		must(t, err)
+		return strings.TrimSpace(string(raw))
+	}
+	if got, want := read("memory/memory.limit_in_bytes", "memory.max"), fmt.Sprint((128+64+64)<<20); got != want {
+		t.Errorf("memory limit %s, want %s", got, want)
+	}
+	if got := read("pids/pids.max", "pids.max"); got != "768" {
+		t.Errorf("pids limit %s, want 768", got)
+	}
+	if got := read("cpu/cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "100000") {
+		t.Errorf("cpu quota %s, want 100000", got)
+	}
+	meminfo, err := drivertest.Open(m).Ask(t.Context(), "GET", "/file", url.Values{"path": {"/proc/meminfo"}})
+	must(t, err)
+	if want := fmt.Sprintf("%d kB", 128<<10); !strings.Contains(strings.SplitN(meminfo, "\n", 2)[0], want) {
+		t.Errorf("the guest is told %q, want %s", strings.SplitN(meminfo, "\n", 2)[0], want)
+	}
 }
 
 func TestManyStartsAtOnce(t *testing.T) {

@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/config"
@@ -71,6 +72,7 @@ type Driver struct {
 	cfg  Config
 	conf *config.Config // of the control calls
 	uids uidRanges
+	key  func() (string, error) // checkpointKey, read once
 }
 
 // New checks cfg and returns a driver. It neither reads nor writes the host.
@@ -102,7 +104,10 @@ func New(cfg Config) (*Driver, error) {
 	}
 	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: debugWriter{cfg.Log}}})
 	log.SetLevel(log.Warning)
-	return &Driver{cfg: cfg, conf: conf, uids: uidRanges{dir: filepath.Join(cfg.Root, "uids"), base: cfg.UIDBase}}, nil
+	return &Driver{
+		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
+		uids: uidRanges{dir: filepath.Join(cfg.Root, "uids"), base: cfg.UIDBase},
+	}, nil
 }
 
 func (c Config) check() error {

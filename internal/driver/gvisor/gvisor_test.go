@@ -42,6 +42,13 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		if d, err := gvisor.New(gvisor.Config{Root: filepath.Join(dir, "run"), CgroupParent: "/hearth-test"}); err != nil {
+			t.Error(err)
+		} else if err := d.Purge(); err != nil {
+			t.Error(err)
+		}
+	})
 	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxtest"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
 	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxtest")
 	must(t, os.MkdirAll(filepath.Join(dir, "g"), 0o755))

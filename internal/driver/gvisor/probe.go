@@ -39,7 +39,7 @@ func (d *Driver) Probe(context.Context) (driver.Capabilities, error) {
 			return missing("guest image %s cannot be used: %v", d.cfg.Guest, err)
 		}
 	}
-	key, err := checkpointKey()
+	key, err := d.key()
 	if err != nil {
 		return missing("processor cannot be identified: %v", err)
 	}

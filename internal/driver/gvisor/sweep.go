@@ -70,6 +70,28 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 	return nil
 }
 
+// Purge removes what the driver keeps between machines: its part of Config.Root
+// and the parent cgroup. It fails, and removes nothing, while there are machines.
+func (d *Driver) Purge() error {
+	used, err := d.uids.used()
+	if err != nil {
+		return hearth.Wrap(hearth.Internal, err, "machines cannot be counted")
+	}
+	if len(used) > 0 {
+		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
+	}
+	var errs []error
+	for _, dir := range append(d.cgroup("").dirs(), d.uids.dir, d.cfg.Root) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "not all of the gvisor driver's directories could be removed")
+	}
+	return nil
+}
+
 // What release does with the machine's directory: a start that failed leaves it
 // as it was given, empty.
 type dirPolicy int
