@@ -20,6 +20,8 @@ import (
 // System is what the daemon may change of the machine it is the first process of.
 type System struct {
 	maxProcesses uint64
+
+	name, template, dns string // what apply has set; Inits do not overlap
 }
 
 // NewSystem returns the machine this process runs in. maxProcesses is the most
@@ -111,7 +113,8 @@ func mounted(path string) bool {
 }
 
 // apply makes the machine the sandbox that req describes. It goes on after a
-// failure: a sandbox without a machine id is better than none.
+// failure: a sandbox without a machine id is better than none. What an earlier
+// apply has set is left alone, and with it what the sandbox's owner made of it.
 func (s *System) apply(req guest.InitRequest) []error {
 	var errs []error
 	try := func(what string, err error) {
@@ -121,20 +124,52 @@ func (s *System) apply(req guest.InitRequest) []error {
 	}
 	setClock(req.Now)
 	stir(req.Seed)
-	if req.SandboxID != "" {
-		try("host name", unix.Sethostname([]byte(req.SandboxID)))
-		try("/etc/hostname", replaceFile("/etc", "hostname", req.SandboxID+"\n", 0o644))
-		try("/etc/hosts", replaceFile("/etc", "hosts", hosts(req.SandboxID), 0o644))
+	if etc, err := openDirectory("/etc"); err != nil {
+		try("/etc", err)
+	} else {
+		defer etc.close()
+		if req.SandboxID != s.name {
+			try("host name", unix.Sethostname([]byte(req.SandboxID)))
+			try("/etc/hostname", etc.put("hostname", req.SandboxID+"\n", 0o644))
+			try("/etc/hosts", etc.put("hosts", hosts(req.SandboxID), 0o644))
+			try("/etc/machine-id", etc.put("machine-id", machineID(req)+"\n", 0o444))
+		}
+		if dns := resolvConf(req.DNS); dns != "" && dns != s.dns {
+			try("/etc/resolv.conf", etc.put("resolv.conf", dns, 0o644))
+			s.dns = dns
+		}
 	}
-	try("/etc/machine-id", replaceFile("/etc", "machine-id", machineID(req)+"\n", 0o444))
-	if len(req.DNS) > 0 {
-		try("/etc/resolv.conf", replaceFile("/etc", "resolv.conf", resolvConf(req.DNS), 0o644))
+	if req.SandboxID != s.name || req.TemplateID != s.template {
+		try("/run/e2b", marks(req))
 	}
-	try("/run/e2b", ownDirectory("/run", "e2b"))
-	try("/run/e2b/.E2B_SANDBOX", replaceFile("/run/e2b", ".E2B_SANDBOX", "true", 0o444))
-	try("/run/e2b/.E2B_SANDBOX_ID", replaceFile("/run/e2b", ".E2B_SANDBOX_ID", req.SandboxID, 0o444))
-	try("/run/e2b/.E2B_TEMPLATE_ID", replaceFile("/run/e2b", ".E2B_TEMPLATE_ID", req.TemplateID, 0o444))
+	s.name, s.template = req.SandboxID, req.TemplateID
 	return errs
+}
+
+// marks writes the files by which programs know that they are in a sandbox, and in which.
+func marks(req guest.InitRequest) error {
+	dir, err := openDirectory("/run/e2b")
+	if err == nil {
+		var st unix.Stat_t
+		if unix.Fstat(dir.fd, &st) != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
+			dir.close()
+			err = unix.EPERM
+		}
+	}
+	if err != nil {
+		if err := ownDirectory("/run", "e2b"); err != nil {
+			return err
+		}
+		if dir, err = openDirectory("/run/e2b"); err != nil {
+			return err
+		}
+	}
+	defer dir.close()
+	return errors.Join(
+		dir.put(".E2B_SANDBOX", "true", 0o444),
+		dir.put(".E2B_SANDBOX_ID", req.SandboxID, 0o444),
+		dir.put(".E2B_TEMPLATE_ID", req.TemplateID, 0o444),
+	)
 }
 
 // forget removes the identity that apply gave, so that a checkpoint has none.
@@ -142,6 +177,7 @@ func (s *System) forget() {
 	for _, p := range []string{"/run/e2b/.E2B_SANDBOX_ID", "/run/e2b/.E2B_TEMPLATE_ID", "/etc/machine-id"} {
 		_ = os.Remove(p)
 	}
+	s.name, s.template = "", ""
 }
 
 // shrink gives memory back, so that a checkpoint does not carry it.
