@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,7 +161,7 @@ func TestHostSideIsConfined(t *testing.T) {
 		must(t, err)
 		for _, pid := range strings.Fields(string(procs)) {
 			status := statusOf(t, pid)
-			if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" || status["Uid"] < "1000000" {
+			if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" || status["Uid"] < "2000000000" {
 				t.Errorf("process %s: NoNewPrivs %s, Seccomp %s, Uid %s", pid, status["NoNewPrivs"], status["Seccomp"], status["Uid"])
 			}
 			uids[status["Uid"]] = true
@@ -245,6 +246,12 @@ func TestStockRunsc(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(bundle, "rootfs"), 0o755))
 	must(t, os.Rename(filepath.Join(l.dir, "g", "testguest"), filepath.Join(bundle, "rootfs", "testguest")))
 	run(t, l.exe, "runsc", "spec", "-bundle", bundle, "--", "/testguest", "0")
+	t.Cleanup(func() { // stock sandboxes have a file server, in a namespace that is kept mounted
+		kept, _ := filepath.Glob(filepath.Join(l.dir, "s", "*"))
+		for _, path := range kept {
+			_ = syscall.Unmount(path, 0)
+		}
+	})
 	for _, variant := range [][]string{{"runsc"}, {"runsc", "--precompiled"}} {
 		args := append(variant, "--root="+filepath.Join(l.dir, "s"), "--network=none", "--ignore-cgroups", "run", "-bundle", bundle, "conf-stock")
 		out, err := exec.Command(l.exe, args...).CombinedOutput()

@@ -61,7 +61,8 @@ type Config struct {
 	Exe string
 	// CgroupParent is the cgroup below which machines get theirs; empty means /hearth.
 	CgroupParent string
-	// UIDBase is the first host user of the first range; 0 means 1000000.
+	// UIDBase is the first host user of the first range; 0 means 1000000. Drivers
+	// with different Roots on one host must not have overlapping ranges.
 	UIDBase uint32
 	// Log takes what happens to machines, and gVisor's own messages at Debug.
 	Log *slog.Logger

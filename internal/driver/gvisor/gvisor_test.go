@@ -100,6 +100,7 @@ func (l *lab) config(t testing.TB) gvisor.Config {
 		Init:         []string{"/.guest/testguest"},
 		Exe:          l.exe,
 		CgroupParent: "/hearth-test",
+		UIDBase:      2_000_000_000, // none of a server's on the same machine
 		Log:          slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }
@@ -196,7 +197,7 @@ func (l *lab) count(t *testing.T) map[string]int {
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range cmdlines {
 		raw, _ := os.ReadFile(path)
-		if bytes.HasPrefix(raw, []byte("runsc-")) || bytes.HasPrefix(raw, []byte("hearth-machine")) {
+		if bytes.Contains(raw, []byte(l.dir)) || bytes.HasPrefix(raw, []byte("hearth-machine\x00conf-")) {
 			n["processes"]++
 		}
 	}
@@ -213,6 +214,10 @@ func (l *lab) count(t *testing.T) map[string]int {
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
-	n["mounts"] = bytes.Count(mounts, []byte("\n"))
+	for line := range bytes.Lines(mounts) {
+		if bytes.Contains(line, []byte("/hgt")) || bytes.Contains(line, []byte(l.dir)) {
+			n["mounts"]++
+		}
+	}
 	return n
 }
