@@ -27,7 +27,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hearth/internal/auth"
 	"hearth/internal/blob/fileblob"
@@ -195,7 +198,7 @@ func (a *App) openNode(ctx context.Context) error {
 	}
 	a.agent = agent.New(agent.Config{
 		Node: nodeID, Dir: a.path("node"), DNS: nameServers(a.cfg, "/etc/resolv.conf"),
-		Total:  hearth.Resources{MemoryMiB: a.cfg.Node.MemoryMiB},
+		Total:  capacity(a.cfg.Node.Overcommit),
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20,
 	}, agent.Deps{
@@ -206,6 +209,18 @@ func (a *App) openNode(ctx context.Context) error {
 		},
 	})
 	return a.agent.Open(ctx)
+}
+
+// capacity is what machines may ask for in all. What they use is bounded by the
+// agent, which starts none when the host runs short of memory; their disks are
+// in that memory, too.
+func capacity(overcommit int) hearth.Resources {
+	var s unix.Sysinfo_t
+	if err := unix.Sysinfo(&s); err != nil {
+		return hearth.Resources{}
+	}
+	host := int(s.Totalram * uint64(s.Unit) >> 20)
+	return hearth.Resources{VCPUs: runtime.NumCPU() * overcommit, MemoryMiB: host * overcommit, DiskMiB: host * overcommit}
 }
 
 func newDriver(c *config.Config, guest string, log *slog.Logger) (driver.Driver, error) {

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/sys/unix"
 
 	"hearth/internal/config"
 	"hearth/internal/hearth"
@@ -44,6 +46,7 @@ type invocation struct {
 // Main runs the command line args (without the program's name) and returns the
 // exit code: 0 done, 1 failed, 2 used wrongly; see exitCode for the rest.
 func Main(args []string, version string, out, errw io.Writer) int {
+	ownDescriptors()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c commands
@@ -64,6 +67,13 @@ func Main(args []string, version string, out, errw io.Writer) int {
 	}
 	in := &invocation{ctx: ctx, file: c.Config, version: version, out: out, err: errw}
 	return exitCode(errw, k.Run(in))
+}
+
+// ownDescriptors keeps what this process has inherited from the programs that it
+// runs: some shells cannot name descriptors above 9, and none of it is theirs.
+// Kernels before 5.11 cannot do it; there the programs get it all.
+func ownDescriptors() {
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 }
 
 // Exit codes. A command that ran in a sandbox passes its own code on.

@@ -45,7 +45,7 @@ type Sandbox struct {
 // Node is how this host runs machines.
 type Node struct {
 	Driver     string `yaml:"driver"`      // isolation technology: gvisor
-	MemoryMiB  int    `yaml:"memory_mib"`  // for all machines; 0: seven eighths of the host's
+	Overcommit int    `yaml:"overcommit"`  // what machines may ask for in all, as a multiple of the host's cores and memory: most use little of it
 	Pool       int    `yaml:"pool"`        // restored, paused machines kept per template
 	PoolMiB    int    `yaml:"pool_mib"`    // memory that pooled machines may use in all
 	Starts     int    `yaml:"starts"`      // machines started at once; 0: one per core
@@ -86,7 +86,7 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
 		Node: Node{
-			Driver: "gvisor", Pool: 4, PoolMiB: 2048, Queue: 1000,
+			Driver: "gvisor", Overcommit: 32, Pool: 4, PoolMiB: 2048, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",
 		},
 		Network: Network{Prefix: "10.213.0.0/16", Slots: 8},
@@ -142,7 +142,7 @@ func (c *Config) validateNode() error {
 		v, lo, hi int
 	}{
 		{"sandbox.max", c.Sandbox.Max, 1, 1_000_000},
-		{"node.memory_mib", c.Node.MemoryMiB, 0, 1 << 30},
+		{"node.overcommit", c.Node.Overcommit, 1, 1000},
 		{"node.pool", c.Node.Pool, 0, 1000},
 		{"node.pool_mib", c.Node.PoolMiB, 0, 1 << 30},
 		{"node.starts", c.Node.Starts, 0, 1024},

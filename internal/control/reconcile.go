@@ -209,8 +209,12 @@ func (c *Controller) settleResuming(ctx context.Context, sb *hearth.Sandbox, m *
 	return c.unshelve(ctx, running)
 }
 
-// stopStray stops a machine that no row stands for.
+// stopStray stops a machine that no row stands for. Those of template builds are
+// the builder's.
 func (c *Controller) stopStray(ctx context.Context, s stray) {
+	if s.id.OfBuild() {
+		return
+	}
 	unlock, err := c.locks.lock(ctx, s.id)
 	if err != nil {
 		return

@@ -240,6 +240,9 @@ func (a *Agent) settle(ctx context.Context, mc *machine) (*node.Instance, error)
 // startCold restores or boots a machine, when its turn has come. By then the
 // pool may have one after all.
 func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
+	if m, err := a.deps.Memory(); err == nil && m.Available < a.reserve(m) {
+		return nil, hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, a.reserve(m)>>20)
+	}
 	began := a.now()
 	leave, err := a.queue.enter(ctx, user)
 	if err != nil {
