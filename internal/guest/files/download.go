@@ -171,27 +171,24 @@ func (s *Service) sendUnsized(w http.ResponseWriter, r *http.Request, f *os.File
 // lists that HTTP libraries send by themselves get plain bytes, which are faster
 // between neighbours. A request for part of a file is never compressed.
 func wantsGzip(h http.Header) (bool, error) {
-	var named, others bool
-	gzipOK, identityOK := false, true
+	accepted := map[string]float64{}
+	others := false
 	for item := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
 		coding, q := quality(item)
-		switch coding {
-		case "":
-		case "gzip", "x-gzip":
-			named, gzipOK = true, q > 0
-		case "identity":
-			identityOK = q > 0
-		case "*":
-			if !named {
-				gzipOK = q > 0
-			}
-			if q == 0 && !strings.Contains(strings.ToLower(h.Get("Accept-Encoding")), "identity") {
-				identityOK = false
-			}
-		default:
-			others = others || q > 0
-		}
+		accepted[coding] = q
+		others = others || q > 0 && coding != "" && coding != "gzip" && coding != "identity" && coding != "*"
 	}
+	acceptable := func(coding string, otherwise bool) bool {
+		if q, ok := accepted[coding]; ok {
+			return q > 0
+		}
+		if q, ok := accepted["*"]; ok {
+			return q > 0
+		}
+		return otherwise
+	}
+	_, named := accepted["gzip"]
+	gzipOK, identityOK := acceptable("gzip", false), acceptable("identity", true)
 	partial := h.Get("Range") != "" || h.Get("If-Range") != ""
 	switch {
 	case !identityOK && !gzipOK:
