@@ -12,6 +12,10 @@ import (
 	"hearth/internal/node/agent/shelf"
 )
 
+// defaultUser is who commands run as in templates that do not say: every image
+// is made with it.
+const defaultUser = "user"
+
 // flight is a start in progress. Everyone who asks for the same sandbox and
 // generation meanwhile waits for it; it is called off when nobody waits any more.
 type flight struct {
@@ -170,7 +174,7 @@ func (a *Agent) planOf(req node.StartRequest) plan {
 		sandbox: &sandboxRecord{
 			ID: req.Sandbox.ID, Generation: req.Sandbox.Generation, StartedAt: a.now(),
 			Template: req.Sandbox.Template, Network: req.Sandbox.Network, Token: req.Token, Env: env,
-			User: req.Build.User, Workdir: req.Build.Workdir,
+			User: cmp.Or(req.Build.User, defaultUser), Workdir: req.Build.Workdir,
 		},
 	}
 }
