@@ -11,11 +11,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-# The revision of gVisor that is compiled in, and of how Hearth runs it: what a
-# checkpoint needs to be restored again. Raise the number in front when machines
-# of this build could not continue those of the one before.
-RUNTIME := hearth-1-$(shell sed -n 's|.*gvisor.dev/gvisor v0.0.0-\([0-9]*\)-.*|\1|p' go.mod)
-LDFLAGS := -s -w -X main.version=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(RUNTIME)
+LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED := 0
 
 .PHONY: build guest seccomp demo test bench generate clean FORCE

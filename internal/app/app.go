@@ -70,7 +70,7 @@ type App struct {
 	lock    *lock
 	db      *sqlstore.Store
 	blobs   *fileblob.Store
-	driver  driver.Driver
+	driver  *gvisor.Driver
 	network *slots
 	agent   *agent.Agent
 	keys    *auth.Keys
@@ -223,7 +223,7 @@ func capacity(overcommit int) hearth.Resources {
 	return hearth.Resources{VCPUs: runtime.NumCPU() * overcommit, MemoryMiB: host * overcommit, DiskMiB: host * overcommit}
 }
 
-func newDriver(c *config.Config, guest string, log *slog.Logger) (driver.Driver, error) {
+func newDriver(c *config.Config, guest string, log *slog.Logger) (*gvisor.Driver, error) {
 	return gvisor.New(gvisor.Config{
 		Root: filepath.Join(runtimeDir, "gvisor"), Guest: guest, CgroupParent: c.Node.Cgroup,
 		UIDBase: uint32(c.Node.SubUIDBase), Log: log,

@@ -173,7 +173,13 @@ func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error)
 	if err := a.agent.Shutdown(ctx); err != nil {
 		return n, err
 	}
-	return n, a.network.Remove(ctx)
+	if err := a.network.Remove(ctx); err != nil {
+		return n, err
+	}
+	if err := a.driver.Purge(); err != nil && hearth.KindOf(err) != hearth.FailedPrecondition {
+		return n, err
+	}
+	return n, nil // what is not purged serves another server of this host
 }
 
 // killAll ends every running sandbox, a few at once.
