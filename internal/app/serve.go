@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
+	"hearth/internal/netns"
 	"hearth/internal/telemetry"
 )
 
@@ -33,7 +35,7 @@ const (
 
 // DoctorHost is what the doctor examines for this configuration.
 func DoctorHost(cfg *config.Config) doctor.Host {
-	h := doctor.Host{Config: cfg, Guest: func() error {
+	h := doctor.Host{Config: cfg, Network: tryNetwork, Guest: func() error {
 		_, err := embedded.Binary()
 		return err
 	}}
@@ -41,6 +43,20 @@ func DoctorHost(cfg *config.Config) doctor.Host {
 		h.Drivers = []driver.Driver{d}
 	}
 	return h
+}
+
+// tryNetwork makes one slot, with a filter of its own, and removes it again.
+func tryNetwork(ctx context.Context) (err error) {
+	m, err := netns.New(netns.Config{Name: "d" + strconv.Itoa(os.Getpid()%10000), ReadyMax: -1}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	if err := m.Open(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Remove(context.WithoutCancel(ctx))) }()
+	_, err = m.Acquire(ctx)
+	return err
 }
 
 // Serve runs a server until ctx ends. Sandboxes outlive it.
