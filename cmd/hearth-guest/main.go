@@ -30,6 +30,21 @@ func main() {
 	}
 }
 
+// life ends when the daemon is told to stop. As PID 1 it never is: the machine
+// ends with it, and whoever ends machines does that from outside. The signals of
+// programs inside, and of a log that nobody reads any more, must not end it. They are
+// caught, not ignored, because children inherit what is ignored.
+func life() (context.Context, context.CancelFunc) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGPIPE, unix.SIGHUP)
+	if os.Getpid() != 1 {
+		return signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	}
+	signal.Notify(caught, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGALRM, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGTRAP, unix.SIGSYS, unix.SIGSTKFLT, unix.SIGIO, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGPWR, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGSEGV)
+	return context.WithCancel(context.Background())
+}
+
 func run() error {
 	listen := flag.String("listen", fmt.Sprintf(":%d", guest.Port), "address to serve on")
 	machine := flag.Bool("machine", os.Getpid() == 1, "set up the machine: mounts, host name, clock, /etc")
@@ -42,7 +57,7 @@ func run() error {
 	debug.SetGCPercent(50)
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	ctx, stop := life()
 	defer stop()
 	o := daemon.Options{Log: log, Reaper: reap.New(reap.ScopeOfSelf())}
 	defer o.Reaper.Close()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -176,7 +177,7 @@ func wantsGzip(h http.Header) (bool, error) {
 	for item := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
 		coding, q := quality(item)
 		accepted[coding] = q
-		others = others || q > 0 && coding != "" && coding != "gzip" && coding != "identity" && coding != "*"
+		others = others || q > 0 && !slices.Contains([]string{"", "*", "gzip", "identity"}, coding)
 	}
 	acceptable := func(coding string, otherwise bool) bool {
 		if q, ok := accepted[coding]; ok {
