@@ -51,7 +51,7 @@ func serve(t *testing.T) *fixture {
 		srv.Close()
 		reaper.Close()
 	})
-	return &fixture{T: t, svc: svc, client: guestv1connect.NewProcessClient(hc, srv.URL, connect.WithProtoJSON())}
+	return &fixture{T: t, svc: svc, client: guestv1connect.NewProcessClient(hc, srv.URL)}
 }
 
 type events = connect.ServerStreamForClient[guestv1.StartResponse]
