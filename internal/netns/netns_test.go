@@ -75,6 +75,42 @@ func TestAlwaysDenied(t *testing.T) {
 	}
 }
 
+// TestDeniedUDPIsRefused wants the one ICMP error that gVisor's sockets report,
+// so that name servers out of reach are given up at once.
+func TestDeniedUDPIsRefused(t *testing.T) {
+	newWorld(t)
+	m := cleaned(t, nil)
+	s := acquire(t, m)
+	within(t, s.NetNS, func() {
+		for _, to := range []string{"10.1.2.3", s.Gateway.String()} {
+			var err error
+			for range 10 { // the kernel sends one address a burst of ICMP errors, then one a second
+				if err = query(to); errors.Is(err, unix.ECONNREFUSED) {
+					break
+				}
+			}
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("a query to %s: %v, want a refusal", to, err)
+			}
+		}
+	})
+}
+
+// query sends a packet to port 53 and waits for an answer.
+func query(to string) error {
+	conn, err := net.Dial("udp4", net.JoinHostPort(to, "53"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := io.WriteString(conn, "query"); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
+}
+
 func TestDeniedUDPDoesNotArrive(t *testing.T) {
 	w := newWorld(t)
 	m := cleaned(t, nil)

@@ -170,8 +170,10 @@ func reset() []expr.Any {
 	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 }
 
-func prohibited() []expr.Any {
-	return []expr.Any{&expr.Reject{Type: rejectICMPX, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+// unreachable says that the port is closed: of all ICMP errors, it is the one
+// that gVisor's network stack hands on to the sender of a UDP packet.
+func unreachable() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: rejectICMPX, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
 }
 
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }

@@ -291,7 +291,7 @@ func (t *table) chains(conn *nftables.Conn, s *sets) {
 	nat := c.base("nat", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 
 	c.add(refuse, protocol(expr.CmpOpEq, unix.IPPROTO_TCP), reset())
-	c.add(refuse, prohibited())
+	c.add(refuse, unreachable())
 
 	c.add(spoof, from(mine), notIPv4(), drop())
 	c.add(spoof, from(mine), loadDevice(), source(reg2), notIn(s.slots), drop())

@@ -25,6 +25,7 @@ import (
 // server is a running Hearth with a data directory of its own.
 type server struct {
 	bin, data, listen string
+	settings          []string // HEARTH_ variables of its configuration
 	env               []string // of programs that use it
 }
 
@@ -43,10 +44,25 @@ func binary(t *testing.T) string {
 
 // newServer starts a server on a free port and stops it, and all its
 // sandboxes, when the test ends. Nothing may be left of it then.
-func newServer(t *testing.T) *server {
+func newServer(t *testing.T, settings ...string) *server {
 	t.Helper()
-	s := &server{bin: binary(t), data: t.TempDir(), listen: freeAddress(t)}
+	s := prepare(t, settings...)
+	s.up(t)
+	return s
+}
+
+// newBaseServer is newServer with the template base alone, which saves time.
+func newBaseServer(t *testing.T, settings ...string) *server {
+	t.Helper()
+	return newServer(t, append([]string{"HEARTH_BUILTIN=base"}, settings...)...)
+}
+
+// prepare is newServer without starting it.
+func prepare(t *testing.T, settings ...string) *server {
+	t.Helper()
+	s := &server{bin: binary(t), data: t.TempDir(), listen: freeAddress(t), settings: settings}
 	t.Cleanup(func() {
+		machines := s.machines()
 		if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
 			t.Errorf("down: %v\n%s", err, out)
 		}
@@ -54,8 +70,8 @@ func newServer(t *testing.T) *server {
 			t.Logf("server log:\n%s", tail(filepath.Join(s.data, "hearth.log"), 16<<10))
 		}
 		s.checkLeaks(t)
+		checkMachines(t, machines)
 	})
-	s.up(t)
 	return s
 }
 
@@ -77,7 +93,7 @@ func (s *server) up(t *testing.T) {
 // hearth prepares a command line of the binary under test.
 func (s *server) hearth(args ...string) *exec.Cmd {
 	cmd := exec.Command(s.bin, args...)
-	cmd.Env = os.Environ()
+	cmd.Env = append(os.Environ(), s.settings...)
 	if dir := os.Getenv("HEARTH_TEST_CACHE"); dir != "" {
 		cmd.Env = append(cmd.Env, "HEARTH_CACHE="+dir)
 	}
@@ -97,8 +113,8 @@ func (s *server) pid(t *testing.T) int {
 	return pid
 }
 
-// checkLeaks looks for what must not outlive `hearth down`: processes, mounts
-// and cgroups that name the data directory.
+// checkLeaks looks for what must not outlive `hearth down`: processes and mounts
+// that name the data directory, and the node's devices, namespaces and filter.
 func (s *server) checkLeaks(t *testing.T) {
 	t.Helper()
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -114,6 +130,9 @@ func (s *server) checkLeaks(t *testing.T) {
 	}
 	if bytes.Contains(mounts, []byte(s.data)) {
 		t.Errorf("left behind: mounts below %s:\n%s", s.data, mounts)
+	}
+	for _, left := range s.network(t) {
+		t.Errorf("left behind: %s", left)
 	}
 }
 
