@@ -28,6 +28,7 @@ type commands struct {
 	Down     downCmd     `cmd:"" help:"Stop the server and every sandbox; leave nothing running."`
 	Env      envCmd      `cmd:"" help:"Print the variables with which E2B programs run against this server."`
 	Doctor   doctorCmd   `cmd:"" help:"Say what this host can do, and what to mend."`
+	Bench    benchCmd    `cmd:"" help:"Measure this host beside plain runc and gVisor."`
 	Sandbox  sandboxCmd  `cmd:"" help:"Create, list, use and kill sandboxes."`
 	Template templateCmd `cmd:"" help:"List templates."`
 	Settings settingsCmd `cmd:"" name:"config" help:"Print the configuration that holds."`

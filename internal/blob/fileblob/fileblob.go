@@ -31,6 +31,12 @@ type Store struct {
 
 var _ blob.Local = (*Store)(nil)
 
+// View returns the store in dir for reading beside the process that owns it. It
+// touches nothing.
+func View(dir string) *Store {
+	return &Store{objects: filepath.Join(dir, "objects"), tmp: filepath.Join(dir, "tmp")}
+}
+
 // Open makes the directory if need be, with mode 0700, and removes what a
 // crash left half-written in it.
 func Open(dir string) (*Store, error) {

@@ -1,0 +1,193 @@
+// Package bench measures this host: how long a sandbox takes from the request
+// to its first answer, and what it costs while idle. Every figure stands beside
+// references that were measured in the same run, in turn with it, because no
+// two hosts, and no two minutes of one host, are alike: runc, and gVisor's own
+// command line started with the very checkpoint that Hearth restores.
+//
+// The rows are numbered as the targets in docs/PERFORMANCE.md.
+package bench
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/config"
+	"hearth/internal/hearth"
+)
+
+// Templates that are measured. A server has them unless it was told otherwise.
+const (
+	baseTemplate = "base"
+	codeTemplate = "code-interpreter-v1"
+)
+
+const (
+	maxRuns      = 1000
+	maxSandboxes = 1000
+	stepTime     = 2 * time.Minute // for one sandbox, or one program beside it
+)
+
+// Options are the command's flags.
+type Options struct {
+	Rows      []string      `default:"1,2,3,4,8" placeholder:"N,..." help:"Rows to measure: 1 create and echo, 2 the same with the official SDKs, 3 first cell of a code interpreter, 4 start with the pool empty, 8 idle memory."`
+	Runs      int           `default:"30" help:"Runs of what takes milliseconds; slow references get fewer."`
+	Sandboxes int           `default:"60" help:"Sandboxes of each template that row 8 keeps alive, if there is memory for them."`
+	Limit     time.Duration `default:"20m" help:"Time after which no further run begins."`
+	JSON      bool          `name:"json" help:"Print a list of figures instead of a table."`
+
+	// Running says that the data directory's own server is to be measured, with
+	// what load it has, instead of one that is started for it.
+	Running bool `kong:"-"`
+}
+
+func (o Options) check() error {
+	for _, r := range o.Rows {
+		if !slices.ContainsFunc(plan(), func(p row) bool { return p.number == r }) {
+			return hearth.Errorf(hearth.InvalidArgument, "rows: there is no row %q; there are 1, 2, 3, 4 and 8", r)
+		}
+	}
+	switch {
+	case o.Runs < 1 || o.Runs > maxRuns:
+		return hearth.Errorf(hearth.InvalidArgument, "runs: %d is not within 1 to %d", o.Runs, maxRuns)
+	case o.Sandboxes < 1 || o.Sandboxes > maxSandboxes:
+		return hearth.Errorf(hearth.InvalidArgument, "sandboxes: %d is not within 1 to %d", o.Sandboxes, maxSandboxes)
+	case o.Limit < time.Second:
+		return hearth.Errorf(hearth.InvalidArgument, "limit: %s is less than a second", o.Limit)
+	}
+	return nil
+}
+
+// row is one line of the targets, and how it is measured.
+type row struct {
+	number  string
+	pool    pool
+	measure func(*run, context.Context) ([]Figure, error)
+}
+
+// pool says with what kind of server a row is measured.
+type pool int
+
+const (
+	poolFull  pool = iota // as configured
+	poolEmpty             // no machine is ever ready
+)
+
+// plan lists the rows in the order in which they are measured.
+func plan() []row {
+	return []row{
+		{"1", poolFull, (*run).createEcho},
+		{"2", poolFull, (*run).officialSDKs},
+		{"3", poolFull, (*run).firstCell},
+		{"8", poolFull, (*run).idleMemory},
+		{"4", poolEmpty, (*run).emptyPool},
+	}
+}
+
+// Run measures the rows and prints them to out; progress goes to progress. It
+// starts a server of its own in a temporary directory, with cfg otherwise, and
+// removes all of it again, also when ctx ends early. A part that this host
+// cannot measure is skipped by name.
+func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Writer) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Limit, hearth.Errorf(hearth.DeadlineExceeded, "the limit of %s is over", o.Limit))
+	defer cancel()
+	r := &run{cfg: cfg, opts: o, progress: progress}
+	if r.dir, err = os.MkdirTemp("", "hearth-bench-"); err != nil {
+		return hearth.Wrap(hearth.PermissionDenied, err, "no temporary directory can be made")
+	}
+	defer func() {
+		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
+	}()
+	host := describeHost()
+	for _, p := range plan() {
+		if slices.Contains(o.Rows, p.number) {
+			figures, err := r.row(ctx, p)
+			if err != nil {
+				return err
+			}
+			r.figures = append(r.figures, figures...)
+		}
+	}
+	slices.SortStableFunc(r.figures, func(a, b Figure) int { return cmp.Compare(a.Row, b.Row) })
+	if o.JSON {
+		return writeJSON(out, r.figures)
+	}
+	return writeTable(out, host, r.figures)
+}
+
+// run is one run of the command.
+type run struct {
+	cfg      *config.Config
+	opts     Options
+	progress io.Writer
+	dir      string // temporary
+	figures  []Figure
+
+	server *server // nil until a row needs one
+	stock  *stock  // likewise
+}
+
+func (r *run) row(ctx context.Context, p row) ([]Figure, error) {
+	if p.pool == poolEmpty && r.opts.Running {
+		return []Figure{skipped(p.number, "start with the pool empty", "a running server keeps its pool; measure without --data")}, nil
+	}
+	if err := r.serve(ctx, p.pool); err != nil {
+		return nil, err
+	}
+	r.say("row %s", p.number)
+	return p.measure(r, ctx)
+}
+
+// say reports progress.
+func (r *run) say(format string, args ...any) {
+	fmt.Fprintf(r.progress, "bench: "+format+"\n", args...)
+}
+
+// runscRoot is where gVisor's command line keeps its state.
+func (r *run) runscRoot() string { return filepath.Join(r.dir, "runsc") }
+
+func (r *run) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	var errs []error
+	if r.stock != nil {
+		errs = append(errs, r.stock.close(ctx))
+	}
+	if r.server != nil {
+		errs = append(errs, r.server.close(ctx))
+	}
+	// gVisor keeps an empty network namespace mounted in its directory.
+	_ = unix.Unmount(filepath.Join(r.runscRoot(), "null-netns"), unix.MNT_DETACH)
+	return errors.Join(errs...)
+}
+
+// times runs f up to n times, until ctx ends or it fails.
+func (r *run) times(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
+	for i := range n {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		step, cancel := context.WithTimeout(ctx, stepTime)
+		err := f(step, i)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slow is how often something is run that takes a second, when quick things are
+// run as often as the user said.
+func (r *run) slow() int { return max(min(r.opts.Runs, 5), r.opts.Runs/3) }

@@ -1,0 +1,140 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/guest"
+)
+
+const (
+	idleTime   = 2 * time.Second // after the last sandbox was made
+	stockIdle  = 5               // stock machines that are measured
+	leaveAlone = 4               // a fourth of the host's memory is not for us
+)
+
+// idleMemory is row 8.
+func (r *run) idleMemory(ctx context.Context) ([]Figure, error) {
+	var figures []Figure
+	for _, t := range []struct {
+		template string
+		target   target
+	}{{baseTemplate, target{p50: 16}}, {codeTemplate, target{p50: 45}}} {
+		ours, note, err := r.idle(ctx, t.template)
+		if err != nil {
+			return figures, err
+		}
+		ref := mebibytes("stock gVisor restore of the same checkpoint")
+		if err := r.idleStock(ctx, ref, t.template); err != nil {
+			ref.skip(err.Error())
+		}
+		f := ours.figure().against("8", t.target, ref.figure())
+		f.Note = note
+		figures = append(figures, f)
+	}
+	return figures, nil
+}
+
+// idle keeps sandboxes alive, as many as were asked for and there is memory
+// for, and reads what each holds.
+func (r *run) idle(ctx context.Context, template string) (*samples, string, error) {
+	s := mebibytes("idle memory of a sandbox, " + template)
+	var alive []*client.Sandbox
+	defer func() {
+		for _, sb := range alive {
+			r.kill(ctx, sb)
+		}
+	}()
+	r.server.settle(ctx)
+	before := memInfo("MemAvailable")
+	note := ""
+	err := r.times(ctx, r.opts.Sandboxes, func(ctx context.Context, i int) error {
+		if memInfo("MemAvailable") < memInfo("MemTotal")/leaveAlone {
+			note = fmt.Sprintf("%d sandboxes were kept alive, not %d: memory is short; ", len(alive), r.opts.Sandboxes)
+			return errShort
+		}
+		sb, err := r.create(ctx, template)
+		if err == nil {
+			alive = append(alive, sb)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, errShort) {
+		return s, note, err
+	}
+	if err := rest(ctx); err != nil {
+		return s, note, err
+	}
+	r.server.settle(ctx)
+	for _, sb := range alive {
+		m, err := r.server.of(sb.ID)
+		if err != nil {
+			return s, note, err
+		}
+		n, err := cgroupMemory(filepath.Join(r.server.cfg.Node.Cgroup, m.Handle.ID))
+		if err != nil {
+			return s, note, err
+		}
+		s.bytes(n)
+	}
+	whole := float64(before-memInfo("MemAvailable")) / (1 << 20) / float64(max(len(alive), 1))
+	return s, note + fmt.Sprintf("%d alive at once; cgroup usage less the page cache; the host's available memory fell by %.1f MiB for each", len(alive), whole), nil
+}
+
+var errShort = errors.New("memory is short")
+
+func rest(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(idleTime):
+		return nil
+	}
+}
+
+// idleStock does the same with a few stock machines.
+func (r *run) idleStock(ctx context.Context, s *samples, template string) (err error) {
+	w, err := r.learn(ctx, template)
+	if err != nil {
+		return err
+	}
+	var alive []*stockMachine
+	defer func() {
+		for _, m := range alive {
+			err = errors.Join(err, m.close(ctx))
+		}
+	}()
+	for range stockIdle {
+		m, err := r.stock.prepare(ctx, w)
+		if err != nil {
+			return err
+		}
+		alive = append(alive, m)
+		if err := m.start(ctx); err != nil {
+			return err
+		}
+		if err := m.unseal(ctx); err != nil {
+			return err
+		}
+		if template == codeTemplate {
+			if _, err := m.do(ctx, "GET", guest.CodePort, "/health", nil); err != nil {
+				return err
+			}
+		}
+	}
+	if err := rest(ctx); err != nil {
+		return err
+	}
+	for _, m := range alive {
+		n, err := cgroupMemory(filepath.Join(r.stock.cgroup, m.id))
+		if err != nil {
+			return err
+		}
+		s.bytes(n)
+	}
+	return nil
+}

@@ -1,0 +1,254 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/guest"
+)
+
+// What sandboxes are asked, and have to answer.
+const (
+	echoLine   = "echo 42"
+	cellCode   = "6*7"
+	cellResult = "42"
+	life       = 10 * time.Minute // of a sandbox, should we not kill it
+)
+
+func (r *run) create(ctx context.Context, template string) (*client.Sandbox, error) {
+	return r.server.client.Create(ctx, client.CreateOptions{Template: template, Timeout: life})
+}
+
+// kill ends a sandbox. One that cannot be killed ends with its server.
+func (r *run) kill(ctx context.Context, sb *client.Sandbox) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	if err := sb.Kill(ctx); err != nil && !client.NotFound(err) {
+		r.say("sandbox %s is left to the server: %v", sb.ID, err)
+	}
+}
+
+// warmups are runs before those that count: the first uses of anything are slower.
+const warmups = 2
+
+// sandboxed measures from a create to what work returns, once the server is at
+// rest. It reports whether the machine came from a pool.
+func (r *run) sandboxed(ctx context.Context, template string, work func(*client.Sandbox) error) (took time.Duration, pooled bool, err error) {
+	r.server.settle(ctx)
+	ready := r.server.ready()
+	began := time.Now()
+	sb, err := r.create(ctx, template)
+	if err != nil {
+		return 0, false, err
+	}
+	defer r.kill(ctx, sb)
+	if err := work(sb); err != nil {
+		return 0, false, err
+	}
+	took = time.Since(began)
+	m, err := r.server.of(sb.ID)
+	return took, ready[m.Handle.ID], err
+}
+
+func echo(ctx context.Context) func(*client.Sandbox) error {
+	return func(sb *client.Sandbox) error {
+		res, err := sb.Commands.Run(ctx, echoLine, client.RunOptions{})
+		if err == nil && strings.TrimSpace(res.Stdout) != "42" {
+			err = fmt.Errorf("echo: %q: %w", res.Stdout, errUnexpected)
+		}
+		return err
+	}
+}
+
+// hits says what the figure of a pool means.
+func hits(pooled, of int) string {
+	return fmt.Sprintf("one at a time, each once the pool was full again; %d of %d creates were served by it", pooled, of)
+}
+
+// createEcho is row 1.
+func (r *run) createEcho(ctx context.Context) ([]Figure, error) {
+	ours := milliseconds("create to the output of echo, API")
+	runc, runsc := milliseconds("runc run true"), milliseconds("gVisor run true, stock")
+	bundle, err := r.trueBundle()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		runc.skip("runc is not installed")
+	}
+	served := 0
+	err = r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
+		took, pooled, err := r.sandboxed(ctx, baseTemplate, echo(ctx))
+		if err != nil || i < warmups {
+			return err
+		}
+		if ours.took(took); pooled {
+			served++
+		}
+		id := fmt.Sprintf("bench-%d-true-%d", os.Getpid(), i)
+		r.server.settle(ctx)
+		r.program(ctx, runc, "runc", "run", "--bundle", bundle, id)
+		r.program(ctx, runsc, self, "runsc", "--root="+r.runscRoot(), "--network=none", "--ignore-cgroups", "run", "--bundle="+bundle, id)
+		return ctx.Err()
+	})
+	f := ours.figure().against("1", target{p50: 25, p99: 100}, runc.figure(), runsc.figure())
+	f.Note = hits(served, f.Runs)
+	return []Figure{f}, err
+}
+
+// program measures a run of a program that this host may lack the means for: at
+// the first failure the figure is left out.
+func (r *run) program(ctx context.Context, s *samples, name string, args ...string) {
+	if s.skipped != "" {
+		return
+	}
+	began := time.Now()
+	if err := quiet(ctx, name, args...); err != nil {
+		s.skip(err.Error())
+		return
+	}
+	s.took(time.Since(began))
+}
+
+// trueBundle writes an OCI bundle that runs true with the host's programs.
+func (r *run) trueBundle() (string, error) {
+	dir := filepath.Join(r.dir, "true")
+	var mounts strings.Builder
+	for _, d := range []string{"/usr", "/bin", "/lib", "/lib64"} {
+		if _, err := os.Stat(d); err != nil {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "rootfs", d), 0o755); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&mounts, `,{"destination":%q,"type":"bind","source":%q,"options":["rbind","ro"]}`, d, d)
+	}
+	for _, d := range []string{"proc", "dev"} {
+		if err := os.MkdirAll(filepath.Join(dir, "rootfs", d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	spec := `{"ociVersion":"1.0.2","root":{"path":"rootfs","readonly":true},
+		"process":{"user":{"uid":0,"gid":0},"args":["/usr/bin/true"],"env":["PATH=/usr/bin:/bin"],"cwd":"/"},
+		"mounts":[{"destination":"/proc","type":"proc","source":"proc"}` + mounts.String() + `],
+		"linux":{"namespaces":[{"type":"pid"},{"type":"mount"},{"type":"ipc"},{"type":"uts"},{"type":"network"}]}}`
+	return dir, os.WriteFile(filepath.Join(dir, "config.json"), []byte(spec), 0o600)
+}
+
+// cell runs the first cell of a sandbox.
+func cell(ctx context.Context) func(*client.Sandbox) error {
+	return func(sb *client.Sandbox) error {
+		res, err := sb.Code.Run(ctx, cellCode, client.CodeOptions{})
+		if err == nil && res.Text() != cellResult {
+			err = fmt.Errorf("first cell: %q: %w", res.Text(), errUnexpected)
+		}
+		return err
+	}
+}
+
+// firstCell is row 3.
+func (r *run) firstCell(ctx context.Context) ([]Figure, error) {
+	ours := milliseconds("create to the result of the first cell, API")
+	ref := milliseconds("stock gVisor restore of the same checkpoint to its first cell")
+	served, every := 0, max(r.opts.Runs/r.slow(), 1)
+	err := r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
+		took, pooled, err := r.sandboxed(ctx, codeTemplate, cell(ctx))
+		if err != nil || i < warmups {
+			return err
+		}
+		if ours.took(took); pooled {
+			served++
+		}
+		if i%every == 0 {
+			r.restored(ctx, ref, codeTemplate, func(m *stockMachine) error {
+				return errors.Join(m.unseal(ctx), m.cell(ctx))
+			})
+		}
+		return ctx.Err()
+	})
+	f := ours.figure().against("3", target{p50: 120}, ref.figure())
+	f.Note = hits(served, f.Runs)
+	return []Figure{f}, err
+}
+
+// restored measures a stock restore to what work returns. The first failure
+// leaves the figure out.
+func (r *run) restored(ctx context.Context, s *samples, template string, work func(*stockMachine) error) {
+	if s.skipped != "" {
+		return
+	}
+	if err := r.restoredOnce(ctx, s, template, work); err != nil {
+		s.skip(err.Error())
+	}
+}
+
+func (r *run) restoredOnce(ctx context.Context, s *samples, template string, work func(*stockMachine) error) (err error) {
+	w, err := r.learn(ctx, template)
+	if err != nil {
+		return err
+	}
+	r.server.settle(ctx)
+	m, err := r.stock.prepare(ctx, w)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.close(ctx)) }()
+	began := time.Now()
+	if err := m.start(ctx); err != nil {
+		return err
+	}
+	if err := work(m); err != nil {
+		return err
+	}
+	s.took(time.Since(began))
+	return nil
+}
+
+// emptyPool is row 4.
+func (r *run) emptyPool(ctx context.Context) ([]Figure, error) {
+	var figures []Figure
+	for _, t := range []struct {
+		template string
+		target   target
+	}{{baseTemplate, target{ratio: 0.6}}, {codeTemplate, target{ratio: 0.4}}} {
+		ours := milliseconds("pool empty, " + t.template + ", create to the first HTTP answer, API")
+		ref := milliseconds("stock gVisor restore of the same checkpoint to its first HTTP answer")
+		err := r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
+			took, _, err := r.sandboxed(ctx, t.template, health(ctx))
+			if err != nil || i < 1 {
+				return err
+			}
+			ours.took(took)
+			r.restored(ctx, ref, t.template, func(m *stockMachine) error { return m.answer(ctx) })
+			return ctx.Err()
+		})
+		figures = append(figures, ours.figure().against("4", t.target, ref.figure()))
+		if err != nil {
+			return figures, err
+		}
+	}
+	return figures, nil
+}
+
+// health asks the daemon whether it is well, through the edge.
+func health(ctx context.Context) func(*client.Sandbox) error {
+	return func(sb *client.Sandbox) error {
+		resp, err := sb.Request(ctx, http.MethodGet, guest.Port, "/health", nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode >= 300 {
+			return fmt.Errorf("health: %s: %w", resp.Status, errUnexpected)
+		}
+		return nil
+	}
+}
