@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the official E2B SDKs into .cache/sdks: npm e2b 2.51.0 and the newest
-# with the newest @e2b/code-interpreter, and the newest from PyPI. Writes
+# with the newest @e2b/code-interpreter, and the newest from PyPI. Beside them a
+# Python with the kernel that the code interpreter's tests talk to. Writes
 # .cache/sdks/env, which says where they are and which versions they have.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -25,15 +26,19 @@ else
   versions+=("and newest npm e2b $(version js-newest e2b)")
   dirs=$dirs:$dir/js-newest
 fi
-if [ ! -x "$dir/venv/bin/python" ]; then
-  python3 -m venv "$dir/venv" || { deploy/apt-install.sh python3-venv && python3 -m venv "$dir/venv"; }
-fi
+venv() { # venv DIRECTORY
+  [ -x "$dir/$1/bin/python" ] || python3 -m venv "$dir/$1" || { deploy/apt-install.sh python3-venv && python3 -m venv "$dir/$1"; }
+}
+venv kernel
+"$dir/kernel/bin/pip" install -q bash_kernel 'ipykernel>=6.31,<8' 'jupyter_server>=2.14,<3' 'matplotlib>=3.9,<4' 'numpy>=2,<3' orjson 'pandas>=2.2,<3' pillow
+venv venv
 "$dir/venv/bin/pip" install -q --upgrade e2b e2b-code-interpreter
 pypi() { "$dir/venv/bin/python" -c "import importlib.metadata as m; print('PyPI $1', m.version('$1'))"; }
 versions+=("$(pypi e2b)" "$(pypi e2b-code-interpreter)")
 {
   printf 'export HEARTH_TEST_JS=%q\n' "$dirs"
   printf 'export HEARTH_TEST_PYTHON_SDK=%q\n' "$dir/venv/bin/python"
+  printf 'export HEARTH_TEST_PYTHON=%q\n' "$dir/kernel/bin/python"
   printf 'export HEARTH_TEST_SDKS=%q\n' "$(IFS=,; echo "${versions[*]}" | sed 's/,/, /g')"
 } >"$dir/env"
 echo "${versions[*]}"
