@@ -69,6 +69,7 @@ func (o Options) check() error {
 // row is one line of the targets, and how it is measured.
 type row struct {
 	number  string
+	name    string
 	pool    pool
 	measure func(*run, context.Context) ([]Figure, error)
 }
@@ -84,11 +85,11 @@ const (
 // plan lists the rows in the order in which they are measured.
 func plan() []row {
 	return []row{
-		{"1", poolFull, (*run).createEcho},
-		{"2", poolFull, (*run).officialSDKs},
-		{"3", poolFull, (*run).firstCell},
-		{"8", poolFull, (*run).idleMemory},
-		{"4", poolEmpty, (*run).emptyPool},
+		{"1", "create and echo", poolFull, (*run).createEcho},
+		{"2", "create and echo with the official SDKs", poolFull, (*run).officialSDKs},
+		{"3", "first cell of a code interpreter", poolFull, (*run).firstCell},
+		{"8", "idle memory", poolFull, (*run).idleMemory},
+		{"4", "start with the pool empty", poolEmpty, (*run).emptyPool},
 	}
 }
 
@@ -110,20 +111,12 @@ func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Wr
 		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
 	}()
 	host := describeHost()
-	for _, p := range plan() {
-		if slices.Contains(o.Rows, p.number) {
-			figures, err := r.row(ctx, p)
-			if err != nil {
-				return err
-			}
-			r.figures = append(r.figures, figures...)
-		}
-	}
+	err = r.rows(ctx)
 	slices.SortStableFunc(r.figures, func(a, b Figure) int { return cmp.Compare(a.Row, b.Row) })
 	if o.JSON {
-		return writeJSON(out, r.figures)
+		return errors.Join(err, writeJSON(out, r.figures))
 	}
-	return writeTable(out, host, r.figures)
+	return errors.Join(err, writeTable(out, host, r.figures))
 }
 
 // run is one run of the command.
@@ -138,9 +131,32 @@ type run struct {
 	stock  *stock  // likewise
 }
 
+// rows measures what was asked for. A row that fails does not cost the others,
+// nor the figures that it had until then.
+func (r *run) rows(ctx context.Context) error {
+	var errs []error
+	for _, p := range plan() {
+		if !slices.Contains(r.opts.Rows, p.number) {
+			continue
+		}
+		figures, err := r.row(ctx, p)
+		if err != nil && len(figures) == 0 {
+			figures = []Figure{skipped(p.number, p.name, err.Error())}
+		}
+		r.figures = append(r.figures, figures...)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("row %s: %w", p.number, err))
+		}
+		if ctx.Err() != nil || r.server == nil && !r.opts.Running {
+			break // nothing more can be measured
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (r *run) row(ctx context.Context, p row) ([]Figure, error) {
 	if p.pool == poolEmpty && r.opts.Running {
-		return []Figure{skipped(p.number, "start with the pool empty", "a running server keeps its pool; measure without --data")}, nil
+		return []Figure{skipped(p.number, p.name, "a running server keeps its pool; measure without --data")}, nil
 	}
 	if err := r.serve(ctx, p.pool); err != nil {
 		return nil, err

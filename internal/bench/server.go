@@ -69,6 +69,8 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	}
 	r.server = &server{cfg: &c, pool: kind, file: filepath.Join(r.dir, "hearth.yaml"), exited: make(chan struct{})}
 	if err := r.server.start(ctx, r.progress); err != nil {
+		err = errors.Join(err, r.server.close(context.WithoutCancel(ctx)))
+		r.server = nil
 		return err
 	}
 	return r.server.connect()

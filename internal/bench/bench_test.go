@@ -1,0 +1,179 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/config"
+	"hearth/internal/hearth"
+)
+
+func valid() Options {
+	return Options{Rows: []string{"1", "8"}, Runs: 1, Sandboxes: 1, Limit: time.Minute}
+}
+
+func TestOptions(t *testing.T) {
+	if err := valid().check(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Options){
+		"rows":      func(o *Options) { o.Rows = []string{"1", "9"} },
+		"runs":      func(o *Options) { o.Runs = 0 },
+		"sandboxes": func(o *Options) { o.Sandboxes = maxSandboxes + 1 },
+		"limit":     func(o *Options) { o.Limit = -time.Second },
+	} {
+		o := valid()
+		change(&o)
+		if err := o.check(); hearth.KindOf(err) != hearth.InvalidArgument || !strings.Contains(err.Error(), name+":") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestRunNeedsARunningServerWhenOneIsNamed(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	c := config.Default()
+	c.Data = t.TempDir()
+	o := valid()
+	o.Running = true
+	err := Run(t.Context(), &c, o, io.Discard, io.Discard)
+	if hearth.KindOf(err) != hearth.NotFound || !strings.Contains(err.Error(), c.Data) {
+		t.Errorf("got %v, want not found", err)
+	}
+	left, err := os.ReadDir(os.Getenv("TMPDIR"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestEmptyPoolNeedsAServerOfItsOwn(t *testing.T) {
+	c := config.Default()
+	c.Data = t.TempDir()
+	o := valid()
+	o.Running, o.Rows = true, []string{"4"}
+	var out bytes.Buffer
+	if err := Run(t.Context(), &c, o, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "skipped: a running server keeps its pool") {
+		t.Errorf("got %s", &out)
+	}
+}
+
+func TestLastRecord(t *testing.T) {
+	m, ok := lastRecord([]byte("\n{\"phase\":\"pooled\",\"handle\":{\"id\":\"m1\"}}\n\n" +
+		"{\"phase\":\"running\",\"handle\":{\"id\":\"m1\",\"dir\":\"/d\"},\"restored\":\"s1\",\"sandbox\":{\"id\":\"i1\"}}\n\n{\"phase\":\"end"))
+	if !ok || m.Phase != "running" || m.Sandbox == nil || m.Sandbox.ID != "i1" || m.Restored != "s1" || m.Handle.Dir != "/d" {
+		t.Errorf("got %+v, %t", m, ok)
+	}
+	if _, ok := lastRecord([]byte("{\"pha")); ok {
+		t.Error("a torn record was read")
+	}
+}
+
+func TestReadyMachines(t *testing.T) {
+	c := config.Default()
+	c.Data = t.TempDir()
+	dir := filepath.Join(c.Data, "node", "machines")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for id, phase := range map[string]string{"m1": "pooled", "m2": "running", "m3": "pooled"} {
+		text := `{"phase":"` + phase + `","handle":{"id":"` + id + `"},"sandbox":{"id":"i-` + id + `"}}` + "\n"
+		if err := os.WriteFile(filepath.Join(dir, id+".json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &server{cfg: &c}
+	if got := s.ready(); len(got) != 2 || !got["m1"] || !got["m3"] {
+		t.Errorf("ready: got %v", got)
+	}
+	if m, err := s.of("i-m2"); err != nil || m.Handle.ID != "m2" {
+		t.Errorf("of: got %+v, %v", m, err)
+	}
+	if _, err := s.of("i-none"); hearth.KindOf(err) != hearth.NotFound {
+		t.Errorf("of a stranger: got %v", err)
+	}
+}
+
+func TestReclaimable(t *testing.T) {
+	v1 := "cache 9\nactive_file 100\ninactive_file 200\ntotal_active_file 1\ntotal_inactive_file 2\ntotal_shmem 4\n"
+	if got := reclaimable(v1, "total_"); got != 3 {
+		t.Errorf("version 1: got %d", got)
+	}
+	v2 := "anon 7\nfile 9\nshmem 4\nworkingset_active_file 50\ninactive_file 2\nactive_file 1\n"
+	if got := reclaimable(v2, ""); got != 3 {
+		t.Errorf("version 2: got %d", got)
+	}
+}
+
+func TestRootImage(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bundle"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		`{"annotations":{"dev.gvisor.spec.rootfs.source":"/l.erofs"}}`: "/l.erofs",
+		`{"annotations":{}}`: "",
+		`{`:                  "",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "bundle", "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := rootImage(dir); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: got %q, %v", text, got, err)
+		}
+	}
+}
+
+// TestStub holds the stub's hand-written messages against a real client.
+func TestStub(t *testing.T) {
+	s, err := newStub()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	c, err := client.New(client.Options{APIKey: "e2b_" + strings.Repeat("0", 40), APIURL: s.url, SandboxURL: s.url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	sb, err := c.Create(ctx, client.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := sb.Commands.Run(ctx, "echo 42", client.RunOptions{})
+	if err != nil || res.Stdout != "42\n" || res.ExitCode != 0 {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	if err := sb.Kill(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestQuietSaysWhatWasWrong(t *testing.T) {
+	err := quiet(t.Context(), "sh", "-c", "echo no such luck >&2; exit 3")
+	if err == nil || !strings.Contains(err.Error(), "no such luck") || !strings.Contains(err.Error(), "3") {
+		t.Errorf("got %v", err)
+	}
+	if err := quiet(t.Context(), "true"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSettingsStayOutOfTheEnvironment(t *testing.T) {
+	t.Setenv("HEARTH_LISTEN", "127.0.0.1:1")
+	for _, kv := range plainEnviron() {
+		if strings.HasPrefix(kv, "HEARTH_") {
+			t.Errorf("%s is passed on", kv)
+		}
+	}
+}
