@@ -60,6 +60,9 @@ func platforms() []string {
 	return append(list, "linux_"+wheelArch, "any")
 }
 
+// reportEvery is how many wheels make a line of progress.
+const reportEvery = 20
+
 // download fetches wheels of the packages and of all they need.
 func (p *pip) download(ctx context.Context, packages []string, report Progress) error {
 	start := time.Now()
@@ -78,8 +81,9 @@ func (p *pip) download(ctx context.Context, packages []string, report Progress) 
 		name: p.host, tool: "pip", pkg: "python3-pip", args: append(append(args, "--"), packages...),
 		line: func(s string) {
 			if strings.HasPrefix(s, "Downloading ") || strings.HasPrefix(s, "Using cached ") {
-				n++
-				report.send(start, Event{Step: "python", Message: s, Done: n, Unit: "packages"})
+				if n++; n%reportEvery == 0 {
+					report.send(start, Event{Step: "python", Message: "downloading the Python packages", Done: n, Unit: "packages"})
+				}
 			}
 		},
 	})
