@@ -91,9 +91,9 @@ func (c *Client) Init(ctx context.Context, req guest.InitRequest) error {
 		return hearth.Wrap(hearth.Internal, err, "the init request cannot be encoded")
 	}
 	control := c.control
-	pause, patience := firstPause, firstDial
+	p := newPatience()
 	for {
-		err := c.post(ctx, guest.InitPath, control, body, patience)
+		err := c.post(ctx, guest.InitPath, control, body, p.dial)
 		switch kind := hearth.KindOf(err); {
 		case err == nil:
 			return nil
@@ -103,15 +103,9 @@ func (c *Client) Init(ctx context.Context, req guest.InitRequest) error {
 		case kind != hearth.Unavailable:
 			return err
 		}
-		wait := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return hearth.Wrap(hearth.DeadlineExceeded, errors.Join(context.Cause(ctx), err), "the guest daemon did not answer in time")
-		case <-wait.C:
+		if err := p.wait(ctx, err); err != nil {
+			return err
 		}
-		pause = min(pause*3/2, lastPause)
-		patience = min(patience*2, lastDial)
 	}
 }
 

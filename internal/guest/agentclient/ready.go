@@ -17,22 +17,35 @@ const healthPath = "/health"
 // Ready waits until the daemon answers its health check, sealed or not, or ctx
 // ends. It tells the daemon nothing, so that the machine may still become anybody's.
 func (c *Client) Ready(ctx context.Context) error {
-	pause, patience := firstPause, firstDial
+	p := newPatience()
 	for {
-		err := c.health(ctx, patience)
+		err := c.health(ctx, p.dial)
 		if err == nil {
 			return nil
 		}
-		wait := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return hearth.Wrap(hearth.DeadlineExceeded, errors.Join(context.Cause(ctx), err), "the guest daemon did not answer in time")
-		case <-wait.C:
+		if err := p.wait(ctx, err); err != nil {
+			return err
 		}
-		pause = min(pause*3/2, lastPause)
-		patience = min(patience*2, lastDial)
 	}
+}
+
+// patience is how long to wait between attempts and for one; both grow.
+type patience struct{ pause, dial time.Duration }
+
+func newPatience() patience { return patience{firstPause, firstDial} }
+
+// wait pauses before the next attempt; when ctx ends it fails with what the last
+// attempt failed with.
+func (p *patience) wait(ctx context.Context, last error) error {
+	timer := time.NewTimer(p.pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return hearth.Wrap(hearth.DeadlineExceeded, errors.Join(context.Cause(ctx), last), "the guest daemon did not answer in time")
+	case <-timer.C:
+	}
+	p.pause, p.dial = min(p.pause*3/2, lastPause), min(p.dial*2, lastDial)
+	return nil
 }
 
 // health asks once, on a connection of its own.
