@@ -19,7 +19,6 @@ import (
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
 	"hearth/internal/netns"
-	"hearth/internal/telemetry"
 )
 
 // Time that a stopping server gives requests in flight. Streams into sandboxes
@@ -155,19 +154,6 @@ func unlessDone(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-// metrics serves Prometheus's format, if an address is configured for it.
-func (a *App) metrics(ctx context.Context) error {
-	if a.cfg.Metrics == "" {
-		return nil
-	}
-	srv := &http.Server{Addr: a.cfg.Metrics, Handler: telemetry.Handler(telemetry.Registry()), ReadHeaderTimeout: headerTime, ErrorLog: httpLog(a.opts.Log)}
-	defer context.AfterFunc(ctx, func() { srv.Close() })()
-	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		return hearth.Wrap(hearth.Unavailable, err, "metrics: %s cannot be served", a.cfg.Metrics)
-	}
-	return nil
 }
 
 // StopAll stops every sandbox of a data directory that no server uses, removes
