@@ -12,7 +12,8 @@
 //   - a packet whose source is not the slot's own address, or that is not IPv4,
 //     is dropped before connection tracking sees it;
 //   - the host itself is reached only by replies to connections the host opened;
-//   - nothing reaches a sandbox but the host and replies from outside;
+//   - nothing reaches a sandbox but replies from outside and root of the host:
+//     other users of the host have to come through the edge, as strangers do;
 //   - private, link-local, metadata, multicast and reserved ranges are refused,
 //     always; then the slot's own Policy decides;
 //   - connections at once, new connections and UDP packets a second are limited.

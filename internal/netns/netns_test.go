@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -180,6 +181,43 @@ func TestSandboxesAreApart(t *testing.T) {
 	if err := exchange(conn, "from the host"); err != nil {
 		t.Errorf("the host does not reach a sandbox: %v", err)
 	}
+}
+
+// TestOtherUsersOfTheHostStayOut: a server in a sandbox may rely on the edge's
+// tokens, so no other program of the host may go around the edge.
+func TestOtherUsersOfTheHostStayOut(t *testing.T) {
+	newWorld(t)
+	m := cleaned(t, nil)
+	s := acquire(t, m)
+	listenIn(t, s, 7000)
+	to := s.Guest.Addr().String() + ":7000"
+	conn, err := dialAs(t, 65534, to)
+	if err == nil {
+		conn.Close()
+		t.Error("another user of the host reaches a sandbox")
+	} else if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("another user of the host: %v, want a refusal", err)
+	}
+	conn, err = dialAs(t, 0, to)
+	must(t, err)
+	defer conn.Close()
+	must(t, exchange(conn, "root"))
+}
+
+// dialAs connects as a user of the host.
+func dialAs(t *testing.T, uid uintptr, to string) (conn net.Conn, err error) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlock: the thread ends here, with its user
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
+			t.Errorf("becoming user %d: %v", uid, errno)
+		}
+		conn, err = net.DialTimeout("tcp4", to, 5*time.Second)
+	}()
+	<-done
+	return conn, err
 }
 
 func listenIn(t *testing.T, s *Slot, port int) {

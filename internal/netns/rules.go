@@ -132,6 +132,15 @@ func toHost() []expr.Any {
 	}
 }
 
+// notRoots matches packets of sockets that a user other than root has opened.
+// What the kernel itself sends has no socket and does not match.
+func notRoots() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: reg1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: binaryutil.NativeEndian.PutUint32(0)},
+	}
+}
+
 // over matches when the packet's source has used up what limit allows it; set
 // keeps one limit per source.
 func over(set *nftables.Set, operation uint32, limit expr.Any) []expr.Any {

@@ -287,6 +287,7 @@ func (t *table) chains(conn *nftables.Conn, s *sets) {
 	spoof := c.base("spoof", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	limit := c.base("limit", nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	host := c.base("host", nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	local := c.base("local", nftables.ChainHookOutput, nftables.ChainPriorityFilter)
 	forward := c.base("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	nat := c.base("nat", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 
@@ -307,6 +308,8 @@ func (t *table) chains(conn *nftables.Conn, s *sets) {
 
 	c.add(host, from(mine), state(expr.CtStateBitESTABLISHED), direction(reply), accept())
 	c.add(host, from(mine), goTo(refuse.Name))
+
+	c.add(local, to(mine), state(expr.CtStateBitNEW), notRoots(), goTo(refuse.Name)) // the way in is the edge, which is root's
 
 	c.add(forward, to(mine), state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())
 	c.add(forward, to(mine), goTo(refuse.Name))
