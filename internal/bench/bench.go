@@ -147,7 +147,7 @@ func (r *run) rows(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("row %s: %w", p.number, err))
 		}
-		if ctx.Err() != nil || r.server == nil && !r.opts.Running {
+		if ctx.Err() != nil || err != nil && r.server == nil {
 			break // nothing more can be measured
 		}
 	}

@@ -154,26 +154,34 @@ func writeTable(w io.Writer, host string, list []Figure) error {
 		return err
 	}
 	for _, f := range list {
-		if f.Note == "" {
-			continue
-		}
-		if _, err := fmt.Fprintf(w, "\nrow %s, %s: %s", f.Row, f.Name, f.Note); err != nil {
-			return err
+		for _, n := range append([]Figure{f}, f.Reference...) {
+			if text := n.remark(); text != "" {
+				if _, err := fmt.Fprintf(w, "\nrow %s, %s: %s", f.Row, n.Name, text); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	_, err := fmt.Fprintln(w)
 	return err
 }
 
-// line prints a figure, or why it is missing. A reference, which has no row,
-// shows the ratio to it.
+// remark is what stands below the table.
+func (f Figure) remark() string {
+	if f.Skipped != "" {
+		return "skipped: " + f.Skipped
+	}
+	return f.Note
+}
+
+// line prints a figure. A reference, which has no row, shows the ratio to it.
 func line(w io.Writer, row string, f Figure, ratio string) {
 	name := f.Name
 	if row == "" {
 		name = "  beside it: " + name
 	}
 	if f.Skipped != "" {
-		fmt.Fprintf(w, "%s\t%s\tskipped: %s\n", row, name, f.Skipped)
+		fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t-\t\t\t%s\tskipped\n", row, name, f.Target)
 		return
 	}
 	fmt.Fprintf(w, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%s\t%s\t%s\t%s\n", row, name, f.Runs, f.Min, f.P50, f.P95, f.P99, f.Unit, ratio, f.Target, f.verdict())

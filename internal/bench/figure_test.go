@@ -122,9 +122,11 @@ func TestTable(t *testing.T) {
 		"ROW WHAT RUNS MIN P50 P95 P99 UNIT RATIO TARGET VERDICT",
 		"1 create 3 10.0 20.0 30.0 30.0 ms p50 <= 25 ms, p99 <= 100 ms met",
 		"beside it: runc run true 1 40.0 40.0 40.0 40.0 ms 0.50x",
-		"beside it: other skipped: not installed",
-		"2 SDK skipped: node is not installed", "",
-		"row 1, create: 3 of 3 creates were served by the pool", "",
+		"beside it: other - - - - - skipped",
+		"2 SDK - - - - - skipped", "",
+		"row 1, create: 3 of 3 creates were served by the pool",
+		"row 1, other: skipped: not installed",
+		"row 2, SDK: skipped: node is not installed", "",
 	}
 	var got []string
 	for l := range strings.Lines(out.String()) {

@@ -50,7 +50,6 @@ func (r *run) idle(ctx context.Context, template string) (*samples, string, erro
 		}
 	}()
 	r.server.settle(ctx)
-	before := memInfo("MemAvailable")
 	note := ""
 	err := r.times(ctx, r.opts.Sandboxes, func(ctx context.Context, i int) error {
 		if memInfo("MemAvailable") < memInfo("MemTotal")/leaveAlone {
@@ -81,8 +80,7 @@ func (r *run) idle(ctx context.Context, template string) (*samples, string, erro
 		}
 		s.bytes(n)
 	}
-	whole := float64(before-memInfo("MemAvailable")) / (1 << 20) / float64(max(len(alive), 1))
-	return s, note + fmt.Sprintf("%d alive at once; cgroup usage less the page cache; the host's available memory fell by %.1f MiB for each", len(alive), whole), nil
+	return s, note + fmt.Sprintf("%d alive at once; usage of the cgroup less the page cache", len(alive)), nil
 }
 
 var errShort = errors.New("memory is short")
