@@ -94,6 +94,49 @@ func TestFailedPauseRunsOn(t *testing.T) {
 	}
 }
 
+// TestStoppedDaemon: root inside can stop the daemon. A pause then fails once,
+// with an error that nobody repeats by himself, and a stop waits for neither the
+// pause nor for taking it back.
+func TestStoppedDaemon(t *testing.T) {
+	for _, at := range []string{"guest.quiesce", "guest.init"} {
+		t.Run(at, func(t *testing.T) {
+			w := newWorld(t)
+			a := w.open(agent.Config{})
+			req := w.request()
+			w.start(a, req)
+			hangs := make(chan struct{})
+			var once sync.Once
+			w.on(func(ctx context.Context, op string) error {
+				if op == at {
+					once.Do(func() { close(hangs) })
+					<-ctx.Done()
+				}
+				if op == at || op == "guest.quiesce" {
+					return hearth.Errorf(hearth.Unavailable, "no answer")
+				}
+				return nil
+			})
+			paused := make(chan error, 1)
+			go func() {
+				_, err := a.Pause(t.Context(), req.Sandbox.ID, node.PauseRequest{Into: hearth.NewSnapshotID()})
+				paused <- err
+			}()
+			<-hangs
+			began := time.Now()
+			if err := a.Stop(t.Context(), req.Sandbox.ID, "killed"); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("Stop waited %s for the daemon", took)
+			}
+			if err := <-paused; err == nil || hearth.KindOf(err) == hearth.Unavailable {
+				t.Errorf("Pause: %v", err)
+			}
+			w.shutdown(a)
+		})
+	}
+}
+
 func TestSandboxThatCannotGoOnEnds(t *testing.T) {
 	w := newWorld(t)
 	a := w.open(agent.Config{})

@@ -26,7 +26,7 @@ type box struct {
 	sealed    bool // Quiesce was answered; the lock holder's
 
 	state     hearth.State
-	interrupt context.CancelCauseFunc // ends the pause in progress
+	interrupt context.CancelCauseFunc // ends the pause in progress, or taking it back
 	stopping  bool                    // a Stop waits for the lock
 	sample    sample
 }

@@ -100,6 +100,10 @@ func (a *Agent) takeSnapshot(ctx context.Context, b *box, req node.PauseRequest)
 	qctx, cancel := context.WithTimeout(ctx, quiesceTimeout)
 	err := b.guest.Quiesce(qctx, guest.QuiesceRequest{Forget: req.Forget})
 	cancel()
+	if hearth.KindOf(err) == hearth.Unavailable && ctx.Err() == nil {
+		// The node is there: asking it again would keep everyone waiting as long again.
+		err = hearth.Wrap(hearth.DeadlineExceeded, err, "the sandbox's daemon does not answer")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -132,11 +136,16 @@ func (a *Agent) resume(ctx context.Context, b *box) {
 	if err := a.shelf.Remove(ctx, b.mc.rec.Into); err != nil {
 		a.log.Warn("files of an abandoned snapshot remain", "snapshot", b.mc.rec.Into, "err", err)
 	}
-	a.mu.Lock()
-	given := b.stopping || b.mc.life.Err() != nil
-	a.mu.Unlock()
-	if !given {
-		if err := a.goOn(ctx, b); err != nil && b.mc.life.Err() == nil {
+	ctx, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	given := func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		b.interrupt = interrupt // a stop need not wait for a daemon that does not answer
+		return b.stopping || b.mc.life.Err() != nil
+	}
+	if !given() {
+		if err := a.goOn(ctx, b); err != nil && !given() {
 			a.log.Error("a sandbox does not go on after a failed pause", "sandbox", b.id, "err", err)
 			if a.remove(b) {
 				a.bury(ctx, b, "it could not go on after a pause that failed")
