@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"hearth/internal/api"
 	"hearth/internal/auth"
@@ -79,13 +80,28 @@ func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return impatient(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if traffic.Matches(r) {
 			traffic.ServeHTTP(w, r)
 			return
 		}
 		public.ServeHTTP(w, r)
-	}), nil
+	}), lingerTime), nil
+}
+
+// lingerTime is how long a client may go on sending a request that was answered.
+const lingerTime = 5 * time.Second
+
+// impatient bounds how long the server reads the rest of a body that next did
+// not want. net/http reads it before it sends the answer, and would wait for a
+// stranger without a key for as long as he likes to send nothing.
+func impatient(next http.Handler, linger time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(linger)) // a connection may be taken over, or gone
+		}()
+		next.ServeHTTP(w, r)
+	})
 }
 
 // buildLogs gives the API the builder's logs in its own words.

@@ -406,8 +406,11 @@ func TestReservedEndpoints(t *testing.T) {
 
 func TestSignedFiles(t *testing.T) {
 	town := newTown()
+	long := strings.Repeat("a", 40)
+	asked := 0
 	town.sign = func(u SignedURL) (hearth.SandboxID, error) {
-		if u.Signature != "v1_a+b/" || u.Path != "a b" || u.User != "root" || u.Expiration != "7" {
+		asked++
+		if u.Signature != "v1_"+long+"+b/" || u.Path != "a b" || u.User != "root" || u.Expiration != "7" {
 			return "", hearth.Errorf(hearth.NotFound, "no")
 		}
 		if u.Operation == "write" {
@@ -418,12 +421,19 @@ func TestSignedFiles(t *testing.T) {
 	town.serve(t, alpha, guest.Port, say("alpha's file"))
 	town.serve(t, beta, guest.Port, say("beta takes it"))
 	_, s := town.open(t, Config{})
-	const good = "path=a+b&username=root&signature_expiration=7&signature=v1_a%2Bb%2F"
+	const refused = `{"message":"invalid signature","code":401}`
+	good := "path=a+b&username=root&signature_expiration=7&signature=v1_" + long + "%2Bb%2F"
 	for _, test := range []struct{ method, query, preflight, want string }{
 		{"GET", good, "", "alpha's file"},
 		{"POST", good, "", "beta takes it"},
 		{"OPTIONS", good, "POST", "beta takes it"},
-		{"GET", good + "x", "", `{"message":"invalid signature","code":401}`},
+		{"GET", strings.Replace(good, "a+b", "a+c", 1), "", refused},
+		// What nobody can have signed costs no search among all sandboxes.
+		{"GET", good + "x", "", refused},
+		{"GET", strings.Replace(good, "v1_", "v2_", 1), "", refused},
+		{"GET", strings.Replace(good, "a+b", strings.Repeat("a", 4097), 1), "", refused},
+		{"GET", strings.Replace(good, "root", strings.Repeat("a", 257), 1), "", refused},
+		{"GET", strings.Replace(good, "=7", "="+strings.Repeat("7", 21), 1), "", refused},
 	} {
 		_, body, _ := ask(t, s, "", 0, func(r *http.Request) {
 			r.Method, r.URL.Path, r.URL.RawQuery = test.method, "/files", test.query
@@ -434,6 +444,9 @@ func TestSignedFiles(t *testing.T) {
 		if strings.TrimSpace(body) != test.want {
 			t.Errorf("%s %s: %s", test.method, test.query, body)
 		}
+	}
+	if asked != 4 {
+		t.Errorf("the signer was looked for %d times, want 4", asked)
 	}
 }
 

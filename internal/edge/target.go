@@ -100,14 +100,34 @@ func (e *Edge) fromSignature(r *http.Request) (target, *answer) {
 	if method != http.MethodGet && method != http.MethodHead {
 		operation = "write"
 	}
-	id, err := e.deps.Signed.FindSigned(r.Context(), SignedURL{
+	u := SignedURL{
 		Path: q.Get("path"), Operation: operation, User: q.Get("username"),
 		Expiration: q.Get("signature_expiration"), Signature: q.Get("signature"),
-	})
+	}
+	if !u.plausible() {
+		return target{}, &answer{Code: http.StatusUnauthorized, Message: "invalid signature"}
+	}
+	id, err := e.deps.Signed.FindSigned(r.Context(), u)
 	if err != nil {
 		return target{}, &answer{Code: http.StatusUnauthorized, Message: "invalid signature"}
 	}
 	return target{id, guest.Port}, nil
+}
+
+// Bounds of a signed URL: what no file of a guest can have, and the length of
+// "v1_" and a SHA-256 in base64 without padding.
+const (
+	maxSignedPath   = 4096
+	maxSignedUser   = 256
+	maxSignedExpiry = 20
+	signatureLength = 46
+)
+
+// plausible reports whether it is worth looking for who signed. A stranger makes
+// us hash the URL once for every sandbox, so the URL must be small.
+func (u SignedURL) plausible() bool {
+	return len(u.Path) <= maxSignedPath && len(u.User) <= maxSignedUser && len(u.Expiration) <= maxSignedExpiry &&
+		len(u.Signature) == signatureLength && strings.HasPrefix(u.Signature, "v1_")
 }
 
 // parseHost reads <port>-<sandbox>[-anything].<domain>[:<port>].
