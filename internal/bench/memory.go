@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"time"
 
@@ -57,6 +58,10 @@ func (r *run) idle(ctx context.Context, template string) (*samples, string, erro
 			return errShort
 		}
 		sb, err := r.create(ctx, template)
+		if e, ok := errors.AsType[*client.Error](err); ok && e.Status == http.StatusTooManyRequests && len(alive) > 0 {
+			note = fmt.Sprintf("%d sandboxes were kept alive, not %d: the server takes no more; ", len(alive), r.opts.Sandboxes)
+			return errShort
+		}
 		if err == nil {
 			alive = append(alive, sb)
 		}
@@ -83,7 +88,7 @@ func (r *run) idle(ctx context.Context, template string) (*samples, string, erro
 	return s, note + fmt.Sprintf("%d alive at once; usage of the cgroup less the page cache", len(alive)), nil
 }
 
-var errShort = errors.New("memory is short")
+var errShort = errors.New("there is no room for more sandboxes")
 
 func rest(ctx context.Context) error {
 	select {

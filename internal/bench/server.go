@@ -26,6 +26,8 @@ const (
 	stopTime = 30 * time.Second // for a server that was told to end
 	fullTime = 10 * time.Second // for the pools to fill
 	stuck    = 1500 * time.Millisecond
+
+	maxOvercommit = 1000 // the largest that a configuration may have
 )
 
 // server is the Hearth that is measured.
@@ -63,6 +65,7 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	c.Data, c.Listen, c.Metrics = filepath.Join(r.dir, "data"), "127.0.0.1:0", ""
 	c.Builtin, c.Templates = []string{baseTemplate, codeTemplate}, nil
 	c.Log.Level = "warn"
+	c.Node.Overcommit = maxOvercommit // the memory that is there is what bounds row 8
 	c.Sandbox.Max = max(c.Sandbox.Max, r.opts.Sandboxes+10)
 	if kind == poolEmpty {
 		c.Node.Pool = 0
