@@ -107,6 +107,21 @@ func (c cgroup) remove(ctx context.Context) error {
 	}
 }
 
+// forbidSwap keeps what is in a cgroup of version 2 out of the host's swap, where
+// a guest could go on beyond its memory limit and its secrets would reach a disk.
+// With version 1, swappiness 0 does that; without swap in the kernel there is no file.
+func forbidSwap(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, "memory.swap.max"), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("0")
+	return errors.Join(err, f.Close())
+}
+
 // oomKills counts the processes the kernel killed at the memory limit.
 func (c cgroup) oomKills() int64 {
 	if c.unified {

@@ -94,6 +94,9 @@ func run(conf *config.Config, c *container.Container, req launchRequest) error {
 		if err := cg.Update(limit); err != nil {
 			return fmt.Errorf("raising the memory limit: %w", err)
 		}
+		if err := forbidSwap(cg.MakePath("memory")); err != nil {
+			return fmt.Errorf("forbidding swap: %w", err)
+		}
 	}
 	if req.Image == "" {
 		return c.Start(conf)

@@ -251,3 +251,20 @@ func TestConsoleCannotGrow(t *testing.T) {
 		t.Errorf("tail %q", got)
 	}
 }
+
+func TestForbidSwap(t *testing.T) {
+	dir := t.TempDir()
+	if err := forbidSwap(dir); err != nil {
+		t.Errorf("a kernel without swap: %v", err)
+	}
+	file := filepath.Join(dir, "memory.swap.max")
+	if err := os.WriteFile(file, []byte("max"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := forbidSwap(dir); err != nil {
+		t.Error(err)
+	}
+	if raw, err := os.ReadFile(file); err != nil || string(raw) != "0ax" { // a cgroup file takes whole values
+		t.Errorf("limit of swap is %q, %v", raw, err)
+	}
+}
