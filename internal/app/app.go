@@ -124,7 +124,7 @@ func (a *App) path(elem ...string) string {
 }
 
 func (a *App) openStores(ctx context.Context) (err error) {
-	if a.db, err = sqlstore.Open(ctx, a.path("hearth.db")); err != nil {
+	if a.db, err = sqlstore.Open(ctx, a.path(databaseFile)); err != nil {
 		return err
 	}
 	a.blobs, err = fileblob.Open(a.path("blobs"))

@@ -22,6 +22,8 @@ const (
 	LogFile     = "hearth.log"
 	KeyFile     = "api-key"
 	seedFile    = "token-seed"
+
+	databaseFile = "hearth.db"
 )
 
 // lock holds a data directory for one process. The kernel drops it when the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -40,6 +41,9 @@ func DoctorHost(cfg *config.Config) doctor.Host {
 	}}
 	if d, err := newDriver(cfg, "", nil); err == nil {
 		h.Drivers = []driver.Driver{d}
+	}
+	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err == nil {
+		h.Settled = true
 	}
 	return h
 }

@@ -91,6 +91,14 @@ type remoteExit int
 
 func (e remoteExit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// failure is how another hearth process failed: what it said and its exit code.
+type failure struct {
+	text string
+	code int
+}
+
+func (f *failure) Error() string { return f.text }
+
 // exitCode reports err in one line and maps it to the process's exit code.
 func exitCode(w io.Writer, err error) int {
 	if err == nil {
@@ -100,6 +108,9 @@ func exitCode(w io.Writer, err error) int {
 		return int(e)
 	}
 	fmt.Fprintln(w, "hearth:", err)
+	if f, ok := errors.AsType[*failure](err); ok && f.code > 0 {
+		return f.code
+	}
 	switch hearth.KindOf(err) {
 	case hearth.InvalidArgument:
 		return exitUsage
@@ -115,7 +126,7 @@ func exitCode(w io.Writer, err error) int {
 
 // dataFlag is on every command that works on a data directory.
 type dataFlag struct {
-	Data string `placeholder:"DIR" type:"path" help:"Data directory."`
+	Data string `placeholder:"DIR" type:"path" help:"Data directory; default: /var/lib/hearth, or $$HEARTH_DATA."`
 }
 
 // load reads the configuration with the command's flags on top.

@@ -52,18 +52,29 @@ func pairs(flag string, list []string) (map[string]string, error) {
 	return m, nil
 }
 
+// lifetime refuses what the client would take for "the server's default".
+func lifetime(d time.Duration) error {
+	if d <= 0 {
+		return hearth.Errorf(hearth.InvalidArgument, "--timeout %s must be more than 0", d)
+	}
+	return nil
+}
+
 type sandboxCreateCmd struct {
 	dataFlag
 	Template   string        `arg:"" optional:"" default:"base" help:"Template."`
 	Timeout    time.Duration `default:"5m" help:"Life of the sandbox."`
-	Metadata   []string      `placeholder:"NAME=VALUE" help:"Metadata."`
-	Env        []string      `placeholder:"NAME=VALUE" help:"Environment of every process in it."`
+	Metadata   []string      `sep:"none" placeholder:"NAME=VALUE" help:"Metadata; may be repeated."`
+	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
 	NoInternet bool          `help:"Nothing outside is reachable."`
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
 }
 
 // Run prints the new sandbox's ID.
 func (s *sandboxCreateCmd) Run(in *invocation) error {
+	if err := lifetime(s.Timeout); err != nil {
+		return err
+	}
 	c, err := s.server(in)
 	if err != nil {
 		return err
@@ -113,7 +124,7 @@ type sandboxExecCmd struct {
 	Command []string `arg:"" passthrough:"" help:"Shell command line."`
 	User    string   `help:"User; default: the template's."`
 	Dir     string   `help:"Directory; default: the template's."`
-	Env     []string `placeholder:"NAME=VALUE" help:"Environment."`
+	Env     []string `sep:"none" placeholder:"NAME=VALUE" help:"Environment; may be repeated."`
 }
 
 // Run passes output and exit code on.
@@ -143,14 +154,22 @@ func (s *sandboxExecCmd) Run(in *invocation) error {
 	return remoteExit(r.ExitCode)
 }
 
-// sandbox connects to a sandbox that runs; its life is not extended beyond a
-// second.
+// sandbox connects to a sandbox that runs and leaves its end where it is, to a
+// second. A paused one is not resumed: it would live on for no longer than the
+// command takes.
 func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	c, err := d.server(in)
 	if err != nil {
 		return nil, err
 	}
-	sb, err := c.Connect(in.ctx, id, time.Second)
+	info, err := c.Info(in.ctx, id)
+	if err != nil {
+		return nil, remote(err)
+	}
+	if info.State == "paused" {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "sandbox %s is paused; let it go on with `hearth sandbox resume %s`", info.ID, info.ID)
+	}
+	sb, err := c.Connect(in.ctx, id, max(time.Second, time.Until(info.EndAt)))
 	return sb, remote(err)
 }
 
@@ -209,6 +228,9 @@ type sandboxResumeCmd struct {
 
 // Run returns when the sandbox runs.
 func (s *sandboxResumeCmd) Run(in *invocation) error {
+	if err := lifetime(s.Timeout); err != nil {
+		return err
+	}
 	c, err := s.server(in)
 	if err != nil {
 		return err

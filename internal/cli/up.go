@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -21,7 +22,7 @@ import (
 
 type upCmd struct {
 	dataFlag
-	Listen string `placeholder:"ADDR" help:"Address of the API and of sandbox traffic."`
+	Listen string `placeholder:"ADDR" help:"Address of the API and of sandbox traffic; default: 127.0.0.1:3000, or $$HEARTH_LISTEN."`
 	Detach bool   `help:"Return once the server is ready; it runs on."`
 
 	// A detached server reports to the command that started it here.
@@ -65,7 +66,13 @@ func (u *upCmd) Run(in *invocation) error {
 
 // detach starts the same command in a session of its own and passes its
 // progress on until it is ready or has failed.
-func (u *upCmd) detach(in *invocation, c *config.Config) error {
+func (u *upCmd) detach(in *invocation, c *config.Config) (err error) {
+	unmake := unmaker(c)
+	defer func() {
+		if _, refused := errors.AsType[*failure](err); refused {
+			unmake()
+		}
+	}()
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return hearth.Wrap(hearth.PermissionDenied, err, "data directory %s cannot be made; choose another with --data", c.Data)
 	}
@@ -110,9 +117,29 @@ func relay(in *invocation, r io.Reader, cmd *exec.Cmd, logPath string) error {
 	}
 	err := cmd.Wait()
 	if msg, ok := strings.CutPrefix(last, "error: "); ok {
-		return errors.New(msg)
+		return &failure{msg, cmd.ProcessState.ExitCode()}
 	}
 	return hearth.Wrap(hearth.Internal, err, "the server ended before it was ready; see %s", logPath)
+}
+
+// unmaker returns what takes back the log and the data directory that a server
+// which refused to start has no use for: those that are not there now, unless
+// the server has used the directory.
+func unmaker(c *config.Config) func() {
+	absent := func(path string) bool {
+		_, err := os.Lstat(path)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	noLog, noDir := absent(statePath(c, app.LogFile)), absent(c.Data)
+	return func() {
+		if !noLog || !absent(statePath(c, app.LockFile)) {
+			return
+		}
+		_ = os.Remove(statePath(c, app.LogFile)) // it says what the caller gets to see
+		if noDir {
+			_ = os.Remove(c.Data)
+		}
+	}
 }
 
 type downCmd struct {

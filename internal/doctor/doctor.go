@@ -45,6 +45,10 @@ type Host struct {
 	Drivers []driver.Driver
 	Network func(context.Context) error // tries namespaces, veth and nftables; nil skips
 	Guest   func() error                // whether the guest daemon is in this binary
+
+	// Settled says that the data directory has been used: its sandboxes and
+	// templates can be served although no more may be made.
+	Settled bool
 }
 
 // needed bounds: what a first sandbox with both built-in templates uses.
@@ -57,17 +61,31 @@ const (
 // Examine runs every check. It changes nothing on the host that it does not undo.
 func Examine(ctx context.Context, h Host) []Line {
 	lines := []Line{system(), root(), kernel(), memory(), cgroups(), namespaces()}
-	if h.Network != nil {
+	asRoot := os.Geteuid() == 0
+	if h.Network != nil && asRoot {
 		lines = append(lines, verdict("network", h.Network(ctx), "namespaces, veth pairs and nftables work",
 			"load the kernel's veth and nf_tables modules, or run on a kernel that has them"))
 	}
 	if h.Guest != nil {
 		lines = append(lines, verdict("guest daemon", h.Guest(), "built into this binary", "run `make build`"))
 	}
-	for _, d := range h.Drivers {
-		lines = append(lines, probe(ctx, d))
+	if asRoot {
+		for _, d := range h.Drivers {
+			lines = append(lines, probe(ctx, d))
+		}
+	} else {
+		lines = append(lines, Line{"not tried", Warn, "network, drivers", "run as root"})
 	}
-	return append(lines, kvm(), tools(), disk(h.Config.Data), port(h.Config))
+	return append(lines, kvm(), h.settled(tools()), h.settled(disk(h.Config.Data)), port(h.Config))
+}
+
+// settled makes a warning of what keeps templates from being made, on a
+// directory that may have sandboxes to look after.
+func (h Host) settled(l Line) Line {
+	if h.Settled && l.Status == Fail {
+		l.Status = Warn
+	}
+	return l
 }
 
 // Failed returns an error that names the first failing line and its remedy, or nil.

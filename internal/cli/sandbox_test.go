@@ -1,0 +1,83 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// answers starts a server that gives routes' answers, and records what it was
+// asked. The command line finds it through the environment.
+func answers(t *testing.T, routes map[string]string) *[]string {
+	t.Helper()
+	var asked []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var body bytes.Buffer
+		_, _ = body.ReadFrom(r.Body)
+		asked = append(asked, r.Method+" "+r.URL.Path+" "+body.String())
+		answer, ok := routes[r.Method+" "+r.URL.Path]
+		if !ok {
+			http.Error(w, `{"code":404,"message":"no such thing"}`, http.StatusNotFound)
+			return
+		}
+		fmt.Fprint(w, answer)
+	}))
+	t.Cleanup(srv.Close)
+	t.Setenv("E2B_API_KEY", "e2b_0")
+	t.Setenv("E2B_API_URL", srv.URL)
+	t.Setenv("E2B_SANDBOX_URL", srv.URL)
+	t.Setenv("HEARTH_DATA", "")
+	return &asked
+}
+
+func run(args ...string) (code int, out, complaint string) {
+	var stdout, stderr bytes.Buffer
+	code = Main(args, "test", &stdout, &stderr)
+	return code, stdout.String(), stderr.String()
+}
+
+// Connecting resumes a paused sandbox, and its new life would end with the
+// command, killing it.
+func TestExecLeavesPausedSandboxesPaused(t *testing.T) {
+	asked := answers(t, map[string]string{
+		"GET /sandboxes/i1": `{"sandboxID":"i1","state":"paused"}`,
+	})
+	for _, verb := range [][]string{{"exec", "i1", "true"}, {"code", "i1", "1"}} {
+		code, _, complaint := run(append([]string{"sandbox"}, verb...)...)
+		if code == 0 || !strings.Contains(complaint, "hearth sandbox resume i1") {
+			t.Errorf("%s: got %d and %q, want a failure that says how to resume", verb[0], code, complaint)
+		}
+	}
+	for _, a := range *asked {
+		if strings.Contains(a, "connect") {
+			t.Errorf("the sandbox was connected to: %s", a)
+		}
+	}
+}
+
+func TestCreateArguments(t *testing.T) {
+	const created = `{"sandboxID":"i1","templateID":"t","envdAccessToken":"x"}`
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+		want string // in the request or the complaint
+	}{
+		{"commas belong to the value", []string{"--env", "A=1,2", "--env", "B=3"}, 0, `"envVars":{"A":"1,2","B":"3"}`},
+		{"metadata with commas", []string{"--metadata", "k=a,b=c"}, 0, `"metadata":{"k":"a,b=c"}`},
+		{"no name", []string{"--env", "=1"}, exitUsage, "must be NAME=VALUE"},
+		{"negative life", []string{"--timeout=-3s"}, exitUsage, "--timeout -3s must be more than 0"},
+		{"no life", []string{"--timeout=0"}, exitUsage, "must be more than 0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			asked := answers(t, map[string]string{"POST /v2/sandboxes": created})
+			code, _, complaint := run(append([]string{"sandbox", "create"}, tc.args...)...)
+			if got := strings.Join(*asked, "\n") + complaint; code != tc.code || !strings.Contains(got, tc.want) {
+				t.Errorf("got %d and %q, want %d and %q", code, got, tc.code, tc.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,54 @@
+package doctor
+
+import (
+	"strings"
+	"testing"
+
+	"hearth/internal/hearth"
+)
+
+func TestVersion(t *testing.T) {
+	for _, tc := range []struct {
+		release      string
+		major, minor int
+	}{
+		{"6.1.0-18-amd64", 6, 1},
+		{"5.10", 5, 10},
+		{"4.19.0-gvisor", 4, 19},
+		{"", 0, 0},
+		{"weird", 0, 0},
+	} {
+		if major, minor := version(tc.release); major != tc.major || minor != tc.minor {
+			t.Errorf("%q: got %d.%d, want %d.%d", tc.release, major, minor, tc.major, tc.minor)
+		}
+	}
+}
+
+// A full disk must not keep a restarted server from its sandboxes.
+func TestSettledHostsServeOn(t *testing.T) {
+	short := Line{"disk", Fail, "0 MiB free", "free some"}
+	if got := (Host{Settled: true}).settled(short); got.Status != Warn || got.Remedy == "" {
+		t.Errorf("got %+v, want a warning with its remedy", got)
+	}
+	if got := (Host{}).settled(short); got.Status != Fail {
+		t.Errorf("got %+v, want a failure on a first start", got)
+	}
+	if got := (Host{Settled: true}).settled(Line{Status: Pass}); got.Status != Pass {
+		t.Errorf("got %+v, want it unchanged", got)
+	}
+}
+
+func TestFailedNamesTheFirst(t *testing.T) {
+	err := Failed([]Line{
+		{"a", Pass, "", ""},
+		{"b", Warn, "odd", "mend it"},
+		{"c", Fail, "broken", "do this"},
+		{"d", Fail, "worse", "do that"},
+	})
+	if hearth.KindOf(err) != hearth.FailedPrecondition || !strings.Contains(err.Error(), "c: broken; do this") {
+		t.Errorf("got %v", err)
+	}
+	if err := Failed([]Line{{"b", Warn, "odd", "mend it"}}); err != nil {
+		t.Errorf("a warning failed: %v", err)
+	}
+}
