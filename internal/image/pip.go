@@ -108,6 +108,18 @@ python3 -m compileall -q -j 0 . || true
 find . -name __pycache__ -exec touch -d @1577836800 {} +
 `
 
+// enterRoot runs a command, "$@", in the root file system "$0", as a root that
+// can do little: a package may bring files that every start of Python executes,
+// and that must not be more than the image's loss. It has namespaces of its own,
+// cannot mount, make devices or leave the root again, and writes no host settings.
+const enterRoot = `set -e
+mount -t proc -o nosuid,nodev,noexec proc "$0/proc"
+mount -o remount,bind,ro "$0/proc"
+mount -t tmpfs none "$0/dev"
+mkdir "$0/dev/shm"
+for d in null zero urandom random; do touch "$0/dev/$d" && mount --bind "/dev/$d" "$0/dev/$d"; done
+exec chroot "$0" setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid -- "$@"`
+
 // install installs what download fetched into the root file system at dir.
 func (p *pip) install(ctx context.Context, dir string, spec DebianSpec, report Progress) error {
 	start := time.Now()
@@ -119,10 +131,7 @@ func (p *pip) install(ctx context.Context, dir string, spec DebianSpec, report P
 		return err
 	}
 	report.say(start, "python", "installing the Python packages")
-	line := `mount -t proc proc "$0/proc" && mount -t tmpfs none "$0/dev" && mkdir "$0/dev/shm"
-for d in null zero urandom random; do touch "$0/dev/$d" && mount --bind "/dev/$d" "$0/dev/$d"; done
-exec chroot "$0" "$@"`
-	args := []string{"-c", line, dir, "/bin/bash", "-c", installScript, "install", "/run/hearth-wheels", strings.Join(spec.Drop, " ")}
+	args := []string{"-c", enterRoot, dir, "/bin/bash", "-c", installScript, "install", "/run/hearth-wheels", strings.Join(spec.Drop, " ")}
 	err := run(ctx, command{
 		name: "bash", tool: "pip", pkg: "bash", args: append(args, spec.Python...), alone: offline,
 		env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"},
