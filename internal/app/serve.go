@@ -95,11 +95,23 @@ func inUse(cfg *config.Config) error {
 	return hearth.Errorf(hearth.Unavailable, "%s is in use by another program; choose another address with --listen", cfg.Listen)
 }
 
-// announce leaves pid and address for people and for `hearth env`.
+// announce leaves pid and address for people and for `hearth env`. A full disk
+// keeps neither from a server that has sandboxes to look after: files that are
+// there already are written over in place.
 func (a *App) announce(addr string) error {
-	return errors.Join(
-		writeFile(a.path(AddressFile), addr+"\n"),
-		writeFile(a.path(PidFile), strconv.Itoa(os.Getpid())+"\n"))
+	for _, f := range []struct{ name, text string }{
+		{AddressFile, addr + "\n"},
+		{PidFile, strconv.Itoa(os.Getpid()) + "\n"},
+	} {
+		err := writeFile(a.path(f.name), f.text)
+		if hearth.KindOf(err) == hearth.ResourceExhausted {
+			err = overwrite(a.path(f.name), f.text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run serves, makes what templates are missing, and says when that is done.
@@ -173,6 +185,9 @@ func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error)
 	defer a.lock.release()
 	defer a.db.Close()
 	n, err := a.killAll(ctx)
+	if hearth.KindOf(err) == hearth.ResourceExhausted {
+		err = nil // a full disk keeps rows, not machines: the next start settles them
+	}
 	if err != nil {
 		return n, err
 	}

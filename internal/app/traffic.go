@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log"
 	"log/slog"
@@ -139,4 +140,18 @@ func writeFile(path, text string) error {
 		return hearth.Wrap(hearth.ResourceExhausted, err, "%s cannot be written", path)
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// overwrite replaces the text of a file that is there, without asking for space
+// that it does not have already.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return hearth.Wrap(hearth.ResourceExhausted, err, "%s cannot be written", path)
+	}
+	_, err = f.WriteString(text)
+	if err = errors.Join(err, f.Truncate(int64(len(text))), f.Close()); err != nil {
+		return hearth.Wrap(hearth.ResourceExhausted, err, "%s cannot be written", path)
+	}
+	return nil
 }

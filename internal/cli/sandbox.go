@@ -154,8 +154,8 @@ func (s *sandboxExecCmd) Run(in *invocation) error {
 	return remoteExit(r.ExitCode)
 }
 
-// sandbox connects to a sandbox that runs and leaves its end where it is, to a
-// second. A paused one is not resumed: it would live on for no longer than the
+// sandbox connects to a sandbox that runs and leaves its end where it is, but for
+// its last second. A paused one is not resumed: it would live on for no longer than the
 // command takes.
 func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	c, err := d.server(in)
@@ -169,7 +169,7 @@ func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	if info.State == "paused" {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "sandbox %s is paused; let it go on with `hearth sandbox resume %s`", info.ID, info.ID)
 	}
-	sb, err := c.Connect(in.ctx, id, max(time.Second, time.Until(info.EndAt)))
+	sb, err := c.Connect(in.ctx, id, max(time.Second, time.Until(info.EndAt)-time.Second))
 	return sb, remote(err)
 }
 

@@ -59,7 +59,7 @@ func (u *upCmd) Run(in *invocation) error {
 		}
 	}})
 	if err != nil && progress != in.err {
-		fmt.Fprintf(progress, "error: %s\n", err)
+		fmt.Fprintf(progress, "error: %s\n", strings.ReplaceAll(err.Error(), "\n", "; ")) // the parent reads one line
 	}
 	return err
 }
