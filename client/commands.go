@@ -23,6 +23,8 @@ const (
 	keepalive = "50"
 	// killWithin bounds the call that kills what its caller gave up on.
 	killWithin = 5 * time.Second
+	// endWithin bounds the wait for the end of a stream that has said everything.
+	endWithin = 100 * time.Millisecond
 )
 
 // Commands runs programs in a sandbox.

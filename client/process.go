@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -86,9 +87,17 @@ func (p *Process) Wait() (*Result, error) {
 			}
 		}
 		if end := e.GetEnd(); end != nil {
+			p.drain()
 			return &Result{ExitCode: int(end.GetExitCode()), Error: end.GetError()}, nil
 		}
 	}
+}
+
+// drain reads the end of the stream, which comes with the process's, so that its
+// connection can be used again. A daemon that does not send it is not waited for.
+func (p *Process) drain() {
+	defer time.AfterFunc(endWithin, p.cancel).Stop()
+	_, _ = p.stream.next()
 }
 
 // pass writes one piece of output to where it belongs.

@@ -200,6 +200,10 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer l.leave()
+	// A guest may answer before it has read the whole request. Without this, the
+	// first byte of the answer would take the rest of the request away from the
+	// transport, which then breaks the answer off.
+	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, always
 	ctx := context.WithValue(r.Context(), requestKey{}, &request{target: t, route: route, life: l})
 	proxy := e.transfers
 	if isStream(r) {

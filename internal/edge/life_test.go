@@ -195,3 +195,46 @@ func TestH2C(t *testing.T) {
 		t.Errorf("%s %s", resp.Proto, body)
 	}
 }
+
+// TestAnswerBeforeTheEndOfTheRequest lets a guest answer while it still reads.
+func TestAnswerBeforeTheEndOfTheRequest(t *testing.T) {
+	town := newTown()
+	town.serve(t, alpha, 8000, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		duplex := http.NewResponseController(w)
+		must(t, duplex.EnableFullDuplex())
+		for buf := make([]byte, 1); ; {
+			n, err := r.Body.Read(buf)
+			w.Write(buf[:n])
+			duplex.Flush()
+			if err != nil {
+				return
+			}
+		}
+	}))
+	_, s := town.open(t, Config{})
+	body, send := io.Pipe()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", s.URL, body)
+	must(t, err)
+	req.Header.Set(SandboxHeader, alpha)
+	req.Header.Set(PortHeader, "8000")
+	go io.WriteString(send, "a")
+	resp, err := http.DefaultClient.Do(req)
+	must(t, err)
+	defer resp.Body.Close()
+	for _, text := range []string{"a", "b", "c"} {
+		got := make([]byte, 1)
+		if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != text {
+			t.Fatalf("got %q, %v; want %q", got, err, text)
+		}
+		if text != "c" {
+			_, err := io.WriteString(send, string(text[0]+1))
+			must(t, err)
+		}
+	}
+	send.Close()
+	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {
+		t.Errorf("the rest is %q, %v", rest, err)
+	}
+}
