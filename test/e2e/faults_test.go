@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"hearth/client"
+)
+
+// TestOneSandboxDies kills one sandbox's process on the host.
+func TestOneSandboxDies(t *testing.T) {
+	s := newBaseServer(t)
+	neighbour := s.sandbox(t, client.CreateOptions{})
+	sb := s.sandbox(t, client.CreateOptions{})
+	machine := s.machineOf(t, sb.ID)
+	must(t, syscall.Kill(s.machineProcess(t, sb.ID), syscall.SIGKILL))
+	start := time.Now()
+	eventually(t, "the sandbox is gone", func() bool { return s.status(t, sb.ID) == 404 })
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("the API knew after %s", took)
+	}
+	eventually(t, "nothing of the machine is left", func() bool { return len(leftOf(machine)) == 0 })
+	if _, err := sb.Commands.Run(t.Context(), "true", client.RunOptions{}); err == nil {
+		t.Error("a command still runs")
+	}
+	answers(t, neighbour)
+}
+
+// TestBurst asks for more sandboxes at once than there may be.
+func TestBurst(t *testing.T) {
+	const asked, limit = 200, 20
+	s := newBaseServer(t, "HEARTH_SANDBOX_MAX=20")
+	c := s.client(t)
+	var mu sync.Mutex
+	var made []*client.Sandbox
+	var g errgroup.Group
+	for range asked {
+		g.Go(func() error {
+			sb, err := c.Create(t.Context(), client.CreateOptions{Timeout: 5 * time.Minute})
+			if e, ok := errors.AsType[*client.Error](err); ok && (e.Status == 429 || e.Status == 503) && e.RetryAfter > 0 {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			made = append(made, sb)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Errorf("%v, want a sandbox or 429 or 503 with Retry-After", err)
+	}
+	if len(made) == 0 || len(made) > limit {
+		t.Errorf("%d sandboxes, the limit is %d", len(made), limit)
+	}
+	for _, sb := range made {
+		answers(t, sb)
+	}
+	for _, sb := range made {
+		g.Go(func() error { return sb.Kill(t.Context()) })
+	}
+	must(t, g.Wait())
+	sb := s.sandbox(t, client.CreateOptions{}) // there is room again
+	answers(t, sb)
+}
+
+// TestDown stops what a killed server left, and has nothing to do the second time.
+func TestDown(t *testing.T) {
+	s := newBaseServer(t)
+	s.sandbox(t, client.CreateOptions{})
+	machines := s.machines()
+	if len(s.network(t)) == 0 || len(machines) == 0 {
+		t.Fatal("the test looks for the wrong things: there is nothing to leave behind")
+	}
+	pid := s.pid(t)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+	eventually(t, "the server is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+	for range 2 {
+		if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
+			t.Fatalf("down: %v\n%s", err, out)
+		}
+		s.checkLeaks(t)
+		checkMachines(t, machines)
+	}
+	s.up(t) // the directory is as good as new
+	answers(t, s.sandbox(t, client.CreateOptions{}))
+}
+
+// TestUpgrade goes on with another build of the binary while sandboxes run.
+func TestUpgrade(t *testing.T) {
+	s := newBaseServer(t)
+	sb := s.sandbox(t, client.CreateOptions{})
+	sh(t, sb, "echo kept > /tmp/kept")
+	newer := filepath.Join(t.TempDir(), "hearth")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=newer-"+s.tag(), "-o", newer, "../../cmd/hearth")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	pid := s.pid(t)
+	must(t, syscall.Kill(pid, syscall.SIGTERM))
+	eventually(t, "the server has ended", func() bool { return syscall.Kill(pid, 0) != nil })
+	s.bin = newer
+	s.up(t)
+	if out := sh(t, sb, "cat /tmp/kept"); out != "kept\n" {
+		t.Errorf("after the upgrade the file says %q", out)
+	}
+	answers(t, s.sandbox(t, client.CreateOptions{}))
+}
+
+// TestFullDisk runs a server on a small disk of its own and fills it.
+func TestFullDisk(t *testing.T) {
+	s := prepare(t, "HEARTH_BUILTIN=base")
+	must(t, unix.Mount("hearth-test", s.data, "tmpfs", 0, "size=700m"))
+	data := s.data
+	t.Cleanup(func() { must(t, unix.Unmount(data, 0)) })
+	t.Cleanup(func() { // before the mount goes, so that its leaks are seen
+		if out, err := s.hearth("down", "--data", data).CombinedOutput(); err != nil {
+			t.Errorf("down: %v\n%s", err, out)
+		}
+		if t.Failed() {
+			t.Logf("server log:\n%s", tail(filepath.Join(data, "hearth.log"), 16<<10))
+		}
+		s.data = t.TempDir() // for prepare's own down, which has nothing left to do
+		must(t, os.Mkdir(filepath.Join(s.data, "node"), 0o700))
+	})
+	s.up(t)
+	sb := s.sandbox(t, client.CreateOptions{})
+	other := s.sandbox(t, client.CreateOptions{})
+	sh(t, sb, "echo kept > /tmp/kept")
+
+	ballast := filepath.Join(data, "ballast")
+	fill(t, ballast)
+	t.Run("pause", func(t *testing.T) {
+		err := sb.Pause(t.Context())
+		if err == nil {
+			t.Fatal("a pause without room for it succeeds")
+		}
+		if e, ok := errors.AsType[*client.Error](err); !ok || e.Status == 500 {
+			t.Errorf("pause: %v", err)
+		}
+		eventually(t, "the sandbox runs on", func() bool {
+			info, err := sb.Info(t.Context())
+			return err == nil && info.State == "running"
+		})
+		if out := sh(t, sb, "cat /tmp/kept"); out != "kept\n" {
+			t.Errorf("the file says %q", out)
+		}
+	})
+	t.Run("create", func(t *testing.T) {
+		made, err := s.client(t).Create(t.Context(), client.CreateOptions{})
+		if err == nil {
+			answers(t, made) // it may be possible all the same
+			must(t, made.Kill(t.Context()))
+		} else if e, ok := errors.AsType[*client.Error](err); !ok || e.Status == 500 {
+			t.Errorf("create: %v", err)
+		}
+	})
+	answers(t, other)
+	must(t, os.Remove(ballast))
+	must(t, sb.Pause(t.Context()))
+	again, err := s.client(t).Connect(t.Context(), sb.ID, time.Minute)
+	must(t, err)
+	if out := sh(t, again, "cat /tmp/kept"); out != "kept\n" {
+		t.Errorf("after a pause with room the file says %q", out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(data, "blobs", "*.tmp*")); len(left) > 0 {
+		t.Errorf("torn files: %v", left)
+	}
+}
+
+// fill writes a file until the disk is full.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for chunk := []byte(strings.Repeat("x", 64<<10)); len(chunk) > 0; {
+		if _, err := f.Write(chunk); err != nil {
+			chunk = chunk[:len(chunk)/2]
+		}
+	}
+}
+
+// TestFullDiskAtStart wants a template that cannot be written to be reported, and
+// nothing of the server to stay.
+func TestFullDiskAtStart(t *testing.T) {
+	s := prepare(t, "HEARTH_BUILTIN=base")
+	must(t, unix.Mount("hearth-test", s.data, "tmpfs", 0, "size=20m"))
+	t.Cleanup(func() { must(t, unix.Unmount(s.data, 0)) })
+	out, err := s.hearth("up", "--detach", "--data", s.data, "--listen", s.listen).CombinedOutput()
+	if err == nil || !strings.Contains(lastLine(string(out)), "space") {
+		t.Errorf("up: %v, %s; want a failure that says there is no space", err, out)
+	}
+	if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
+		t.Errorf("down: %v\n%s", err, out)
+	}
+}
