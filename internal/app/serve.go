@@ -84,7 +84,7 @@ func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
 		return err
 	}
 	defer os.Remove(a.path(PidFile))
-	return a.run(ctx, l)
+	return a.run(ctx, l.(*net.TCPListener)) // what "tcp" stands for
 }
 
 // inUse says whose port it is when it is our own.
@@ -115,7 +115,7 @@ func (a *App) announce(addr string) error {
 }
 
 // run serves, makes what templates are missing, and says when that is done.
-func (a *App) run(ctx context.Context, l net.Listener) error {
+func (a *App) run(ctx context.Context, l *net.TCPListener) error {
 	handler, err := a.handler(ctx)
 	if err != nil {
 		return err
@@ -133,7 +133,7 @@ func (a *App) run(ctx context.Context, l net.Listener) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(newCrowd(l, descriptors()/share)); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil

@@ -64,7 +64,7 @@ func (g gateway) FindSigned(_ context.Context, u edge.SignedURL) (hearth.Sandbox
 // edge, everything else to the API.
 func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	g := gateway{a}
-	traffic := edge.New(edge.Config{Domain: a.cfg.Domain}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Log: a.opts.Log})
+	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Log: a.opts.Log})
 	forget := a.control.Subscribe(func(r control.Route) {
 		if r.State != hearth.Running {
 			traffic.Drop(r.Sandbox)

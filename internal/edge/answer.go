@@ -84,6 +84,11 @@ func tooMany(t target, limit int) *answer {
 		Message: fmt.Sprintf("The sandbox has %d connections open, which is the limit", limit)}
 }
 
+func crowded(t target, limit int) *answer {
+	return &answer{Sandbox: t.id, Code: http.StatusServiceUnavailable, Limit: limit,
+		Message: fmt.Sprintf("The server has %d connections to sandboxes open, which is the limit", limit)}
+}
+
 func reservedAnswer(r *http.Request) *answer {
 	return &answer{Message: "This endpoint is reserved for the platform", Path: r.URL.Path, Code: http.StatusNotFound}
 }

@@ -29,6 +29,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"hearth/internal/guest"
@@ -57,6 +58,10 @@ type Config struct {
 
 	// Connections is how many requests may be under way to one sandbox.
 	Connections int
+
+	// Total is how many requests may be under way to all sandboxes together; each
+	// takes a descriptor of this process. Zero: no limit.
+	Total int
 
 	// DialTimeout bounds all attempts to reach a port.
 	DialTimeout time.Duration
@@ -130,6 +135,7 @@ type Edge struct {
 	bulk      *buffers
 	transfers *httputil.ReverseProxy // for what is fast and ends
 	streams   *httputil.ReverseProxy // for what trickles and stays
+	passing   atomic.Int64           // requests under way
 
 	mu    sync.Mutex
 	lives map[hearth.SandboxID]*life
@@ -200,6 +206,11 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer l.leave()
+	defer e.passing.Add(-1)
+	if n := e.passing.Add(1); e.cfg.Total > 0 && n > int64(e.cfg.Total) {
+		crowded(t, e.cfg.Total).send(w, r)
+		return
+	}
 	// A guest may answer before it has read the whole request. Without this, the
 	// first byte of the answer would take the rest of the request away from the
 	// transport, which then breaks the answer off.

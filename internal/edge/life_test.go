@@ -178,6 +178,31 @@ func TestConnectionLimit(t *testing.T) {
 	}
 }
 
+// TestTotalLimit: the visitors of one sandbox must not take the descriptors
+// that the server and all others need.
+func TestTotalLimit(t *testing.T) {
+	town := newTown()
+	release, inside := make(chan struct{}), make(chan struct{})
+	town.serve(t, alpha, 3000, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		inside <- struct{}{}
+		<-release
+	}))
+	town.serve(t, beta, 3000, say("other"))
+	_, s := town.open(t, Config{Total: 1})
+	var g sync.WaitGroup
+	g.Go(func() { ask(t, s, alpha, 3000, nil) })
+	<-inside
+	code, body, _ := ask(t, s, beta, 3000, nil)
+	if code != 503 || !strings.Contains(body, `"connectionLimit":1,"code":503`) {
+		t.Errorf("%d %s", code, body)
+	}
+	close(release)
+	g.Wait()
+	if code, body, _ := ask(t, s, beta, 3000, nil); code != 200 {
+		t.Errorf("afterwards: %d %s", code, body)
+	}
+}
+
 func TestH2C(t *testing.T) {
 	town := newTown()
 	town.serve(t, alpha, 3000, mirror())
