@@ -78,11 +78,14 @@ func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) 
 		}
 		r.server.settle(ctx)
 		alone, err := empty.once(ctx, func(string) {})
-		if err == nil && i >= warmups {
+		if err != nil {
+			return fmt.Errorf("against the stub: %w", err)
+		}
+		if i >= warmups {
 			ours.took(took)
 			ref.took(alone)
 		}
-		return err
+		return nil
 	})
 	f := ours.figure().against("2", target{p50: 60}, ref.figure())
 	f.Note = real.sdk + "; " + hits(served, f.Runs)
