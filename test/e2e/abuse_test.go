@@ -55,8 +55,12 @@ func (s *server) forkBomb(t *testing.T, neighbour *client.Sandbox, user string) 
 	if slowest > 5*time.Second {
 		t.Errorf("the neighbour took %s to answer", slowest)
 	}
+	if user == "" { // a user's bomb leaves root, and so the daemon, room
+		_, err := sb.Files.Write(t.Context(), "/tmp/after", strings.NewReader("alive"))
+		must(t, err)
+	}
 	start := time.Now()
-	if err := sb.Kill(t.Context()); err != nil && !client.NotFound(err) { // it may have ended by itself
+	if err := sb.Kill(t.Context()); err != nil && !client.NotFound(err) { // root's may have ended it
 		t.Fatalf("kill: %v", err)
 	}
 	if took := time.Since(start); took > 10*time.Second {

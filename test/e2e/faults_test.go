@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,7 +124,7 @@ func TestUpgrade(t *testing.T) {
 // TestFullDisk runs a server on a small disk of its own and fills it.
 func TestFullDisk(t *testing.T) {
 	s := prepare(t, "HEARTH_BUILTIN=base")
-	must(t, unix.Mount("hearth-test", s.data, "tmpfs", 0, "size=700m"))
+	must(t, unix.Mount("hearth-test", s.data, "tmpfs", 0, roomy))
 	data := s.data
 	t.Cleanup(func() { must(t, unix.Unmount(data, 0)) })
 	t.Cleanup(func() { // before the mount goes, so that its leaks are seen
@@ -141,15 +142,14 @@ func TestFullDisk(t *testing.T) {
 	other := s.sandbox(t, client.CreateOptions{})
 	sh(t, sb, "echo kept > /tmp/kept")
 
-	ballast := filepath.Join(data, "ballast")
-	fill(t, ballast)
+	leave(t, data, 1<<20)
 	t.Run("pause", func(t *testing.T) {
 		err := sb.Pause(t.Context())
 		if err == nil {
 			t.Fatal("a pause without room for it succeeds")
 		}
-		if e, ok := errors.AsType[*client.Error](err); !ok || e.Status == 500 {
-			t.Errorf("pause: %v", err)
+		if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != 429 || !strings.Contains(e.Message, "disk is full") {
+			t.Errorf("pause: %v, want a 429 that says why", err)
 		}
 		eventually(t, "the sandbox runs on", func() bool {
 			info, err := sb.Info(t.Context())
@@ -169,7 +169,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	answers(t, other)
-	must(t, os.Remove(ballast))
+	must(t, unix.Mount("hearth-test", data, "tmpfs", unix.MS_REMOUNT, roomy))
 	must(t, sb.Pause(t.Context()))
 	again, err := s.client(t).Connect(t.Context(), sb.ID, time.Minute)
 	must(t, err)
@@ -181,30 +181,47 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// fill writes a file until the disk is full.
-func fill(t *testing.T, path string) {
+// roomy is more than a server asks for; a tmpfs uses no memory for what is free.
+const roomy = "size=6g"
+
+// leave makes a tmpfs so small that only some bytes are free.
+func leave(t *testing.T, dir string, bytes uint64) {
 	t.Helper()
-	f, err := os.Create(path)
-	must(t, err)
-	defer f.Close()
-	for chunk := []byte(strings.Repeat("x", 64<<10)); len(chunk) > 0; {
-		if _, err := f.Write(chunk); err != nil {
-			chunk = chunk[:len(chunk)/2]
-		}
-	}
+	var st unix.Statfs_t
+	must(t, unix.Statfs(dir, &st))
+	used := (st.Blocks - st.Bfree) * uint64(st.Bsize)
+	must(t, unix.Mount("hearth-test", dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", used+bytes)))
 }
 
-// TestFullDiskAtStart wants a template that cannot be written to be reported, and
-// nothing of the server to stay.
+// TestFullDiskAtStart lets the disk fill up while the first template is made: the
+// server says so and ends, and the next start with room is as if nothing had been.
 func TestFullDiskAtStart(t *testing.T) {
 	s := prepare(t, "HEARTH_BUILTIN=base")
-	must(t, unix.Mount("hearth-test", s.data, "tmpfs", 0, "size=20m"))
-	t.Cleanup(func() { must(t, unix.Unmount(s.data, 0)) })
-	out, err := s.hearth("up", "--detach", "--data", s.data, "--listen", s.listen).CombinedOutput()
-	if err == nil || !strings.Contains(lastLine(string(out)), "space") {
-		t.Errorf("up: %v, %s; want a failure that says there is no space", err, out)
+	data := s.data
+	must(t, unix.Mount("hearth-test", data, "tmpfs", 0, roomy))
+	t.Cleanup(func() { must(t, unix.Unmount(data, 0)) })
+	var out []byte
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		out, err = s.hearth("up", "--detach", "--data", data, "--listen", s.listen).CombinedOutput()
+	}()
+	eventually(t, "the server has its pid file", func() bool {
+		_, err := os.Stat(filepath.Join(data, "hearth.pid"))
+		return err == nil
+	})
+	leave(t, data, 1<<20)
+	<-ended
+	if err == nil || !strings.Contains(lastLine(string(out)), "disk is full") {
+		t.Errorf("up: %v, %s; want a failure that says why", err, out)
 	}
-	if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
+	must(t, unix.Mount("hearth-test", data, "tmpfs", unix.MS_REMOUNT, roomy))
+	s.up(t)
+	sb, err := s.client(t).Create(t.Context(), client.CreateOptions{})
+	must(t, err)
+	answers(t, sb)
+	if out, err := s.hearth("down", "--data", data).CombinedOutput(); err != nil {
 		t.Errorf("down: %v\n%s", err, out)
 	}
 }

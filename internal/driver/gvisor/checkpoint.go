@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/sandbox"
 
@@ -80,9 +82,18 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		return syncAll(dir)
 	})
 	if err != nil {
-		return nil, err
+		return nil, diskFull(m.id, err)
 	}
 	return &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: append(checkpointFiles[:], manifestFile)}, nil
+}
+
+// diskFull gives the error of a checkpoint for which there was no room its kind.
+// What the sandbox writes fails over there, and only the text comes back.
+func diskFull(id string, err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		return err
+	}
+	return hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", id)
 }
 
 func (m *machine) writeManifest(dir string) error {

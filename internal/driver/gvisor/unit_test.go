@@ -2,6 +2,8 @@ package gvisor
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot/filter"
 
 	"hearth/internal/driver"
@@ -266,5 +269,17 @@ func TestForbidSwap(t *testing.T) {
 	}
 	if raw, err := os.ReadFile(file); err != nil || string(raw) != "0ax" { // a cgroup file takes whole values
 		t.Errorf("limit of swap is %q, %v", raw, err)
+	}
+}
+
+func TestFullDiskIsTold(t *testing.T) {
+	far := hearth.Wrap(hearth.Internal, errors.New("closing state file failed: no space left on device"), "checkpoint failed")
+	for _, err := range []error{far, &fs.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}} {
+		if got := diskFull("m", err); hearth.KindOf(got) != hearth.ResourceExhausted {
+			t.Errorf("%v became %v", err, got)
+		}
+	}
+	if other := errors.New("refused"); diskFull("m", other) != other {
+		t.Error("another error changed")
 	}
 }
