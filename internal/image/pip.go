@@ -60,11 +60,9 @@ func platforms() []string {
 	return append(list, "linux_"+wheelArch, "any")
 }
 
-// reportEvery is how many wheels make a line of progress.
-const reportEvery = 20
-
 // download fetches wheels of the packages and of all they need.
 func (p *pip) download(ctx context.Context, packages []string, report Progress) error {
+	const reportEvery = 20 // wheels
 	start := time.Now()
 	digits := strings.ReplaceAll(p.version, ".", "")
 	args := []string{
@@ -108,16 +106,10 @@ python3 -m compileall -q -j 0 . || true
 find . -name __pycache__ -exec touch -d @1577836800 {} +
 `
 
-// enterRoot runs a command, "$@", in the root file system "$0", as a root that
-// can do little: a package may bring files that every start of Python executes,
-// and that must not be more than the image's loss. It has namespaces of its own,
-// cannot mount, make devices or leave the root again, and writes no host settings.
-const enterRoot = `set -e
-mount -t proc -o nosuid,nodev,noexec proc "$0/proc"
-mount -o remount,bind,ro "$0/proc"
-mount -t tmpfs none "$0/dev"
-mkdir "$0/dev/shm"
-for d in null zero urandom random; do touch "$0/dev/$d" && mount --bind "/dev/$d" "$0/dev/$d"; done
+// enterRoot runs "$@" in the root file system "$0" as a root that can do little: files of
+// a package run at every start of Python. It cannot mount, make devices, leave or set the host.
+const enterRoot = `set -e; mount -t proc -o nosuid,nodev,noexec proc "$0/proc"; mount -o remount,bind,ro "$0/proc"; mount -t tmpfs none "$0/dev"; mkdir "$0/dev/shm"
+for d in null zero urandom random; do touch "$0/dev/$d"; mount --bind "/dev/$d" "$0/dev/$d"; done
 exec chroot "$0" setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid -- "$@"`
 
 // install installs what download fetched into the root file system at dir.

@@ -54,8 +54,7 @@ func provision(root *os.Root) error {
 	return own(root, "usr/local", uid, gid)
 }
 
-// exists follows symbolic links inside the root; a link that leads to an
-// absolute path counts as there.
+// exists reports whether anything has the name, be it a symbolic link that leads nowhere.
 func exists(root *os.Root, name string) bool {
 	_, err := root.Lstat(name)
 	return err == nil
