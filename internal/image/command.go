@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,6 +58,10 @@ func run(ctx context.Context, c command) error {
 		args = append(append(pre, "--", name), args...)
 		name = "unshare"
 	}
+	// The kernel takes the end of the thread that started the tool for the death
+	// of its parent, and threads end: those that made a network namespace do.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = graceAfterKill
