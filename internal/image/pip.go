@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -26,16 +25,12 @@ type pip struct {
 func newPip(ctx context.Context, version, wheels string) (*pip, error) {
 	p := &pip{version: version, wheels: wheels}
 	for _, name := range []string{"python" + version, "python3", "/usr/bin/python3"} {
-		path, err := exec.LookPath(name)
+		v, err := output(ctx, name, "python3-pip", "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])")
 		if err != nil {
-			continue
-		}
-		v, err := output(ctx, path, "python3-pip", "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])")
-		if err != nil {
-			continue // this one has no pip
+			continue // it is not there or has no pip
 		}
 		if p.host == "" || strings.TrimSpace(v) == version {
-			p.host = path
+			p.host = name
 		}
 		if strings.TrimSpace(v) == version { // the same version reads the same requirements
 			return p, nil
