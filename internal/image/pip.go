@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -44,15 +45,16 @@ func newPip(ctx context.Context, version, wheels string) (*pip, error) {
 
 // platforms are the wheel tags that Debian 12's C library (2.36) can load.
 func platforms() []string {
+	machine := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH] // as the tags of wheels name it
 	var list []string
 	for minor := 36; minor >= 17; minor-- {
-		list = append(list, fmt.Sprintf("manylinux_2_%d_%s", minor, wheelArch))
+		list = append(list, fmt.Sprintf("manylinux_2_%d_%s", minor, machine))
 	}
-	list = append(list, "manylinux2014_"+wheelArch)
-	if wheelArch == "x86_64" {
+	list = append(list, "manylinux2014_"+machine)
+	if machine == "x86_64" {
 		list = append(list, "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux_2_5_x86_64", "manylinux1_x86_64")
 	}
-	return append(list, "linux_"+wheelArch, "any")
+	return append(list, "linux_"+machine, "any")
 }
 
 // download fetches wheels of the packages and of all they need.
