@@ -106,8 +106,8 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 	servers := map[*http.Server]net.Listener{d.server(d.handler): l}
 	if d.code != nil {
 		for port, h := range map[int]http.Handler{
-			guest.CodePort:    d.unsealed(d.code.serve((*code.Service).Handler)),
-			guest.JupyterPort: d.unsealed(d.code.serve((*code.Service).JupyterHandler)),
+			guest.CodePort:    d.cells(d.code.serve((*code.Service).Handler)),
+			guest.JupyterPort: d.notebook(d.code.serve((*code.Service).JupyterHandler)),
 		} {
 			also, err := net.Listen("tcp", ":"+strconv.Itoa(port))
 			if err != nil {

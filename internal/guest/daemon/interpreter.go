@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -79,16 +80,59 @@ func (i *interpreter) serve(which func(*code.Service) http.Handler) http.Handler
 	})
 }
 
-// unsealed serves nothing while the daemon is sealed. The code interpreter has
-// no tokens: the edge in front of it does.
-func (d *Daemon) unsealed(next http.Handler) http.Handler {
+// cells guards the code interpreter: nothing while the daemon is sealed, and no
+// code without the sandbox's token. The other calls of its protocol run nothing,
+// and official clients send no token with them.
+func (d *Daemon) cells(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if d.state.get().sealed {
+		now := d.state.get()
+		switch {
+		case now.sealed:
+			sealed(w)
+		case r.URL.Path == "/execute" && r.Method != http.MethodOptions && !now.user(r.Header.Get(tokenHeader)):
+			unauthorized(w, unauthorizedText)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// notebookCookie carries the token of a browser that came with it in the URL.
+const notebookCookie = "hearth-token"
+
+// notebook guards the Jupyter Server, which has no token of its own: whoever
+// reaches it runs code. The sandbox's token is taken where Jupyter's clients
+// put theirs.
+func (d *Daemon) notebook(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		now := d.state.get()
+		if now.sealed {
 			sealed(w)
 			return
 		}
+		query := r.URL.Query().Get("token")
+		if !now.user(r.Header.Get(tokenHeader)) && !now.user(query) && !now.user(presented(r)) {
+			unauthorized(w, unauthorizedText)
+			return
+		}
+		if query != "" {
+			http.SetCookie(w, &http.Cookie{Name: notebookCookie, Value: query, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode})
+		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// presented is the token in the Authorization header, "token X" or "Bearer X",
+// else in the cookie.
+func presented(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if strings.EqualFold(scheme, "token") || strings.EqualFold(scheme, "bearer") {
+		return token
+	}
+	if c, err := r.Cookie(notebookCookie); err == nil {
+		return c.Value
+	}
+	return ""
 }
 
 // launcher starts kernels for the code service.

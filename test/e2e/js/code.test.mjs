@@ -100,10 +100,15 @@ test('two sandboxes of one checkpoint do not share randomness', async () => {
   }
 })
 
-test('a Jupyter Server is there on first use', async () => {
+test('a Jupyter Server is there on first use, for who has the token', async () => {
+  const to = (port) => ({ 'E2b-Sandbox-Id': sbx.sandboxId, 'E2b-Sandbox-Port': port })
+  const stranger = await fetch(`${process.env.E2B_SANDBOX_URL}/api`, { headers: to('8888') })
+  assert.equal(stranger.status, 401)
+  const code = await fetch(`${process.env.E2B_SANDBOX_URL}/execute`, { method: 'POST', headers: to('49999'), body: '{"code":"1"}' })
+  assert.equal(code.status, 401)
   const deadline = Date.now() + 60_000
   for (;;) {
-    const r = await fetch(`${process.env.E2B_SANDBOX_URL}/api`, { headers: { 'E2b-Sandbox-Id': sbx.sandboxId, 'E2b-Sandbox-Port': '8888' } })
+    const r = await fetch(`${process.env.E2B_SANDBOX_URL}/api?token=${sbx.envdAccessToken}`, { headers: to('8888') })
     if (r.status === 200) { assert.ok((await r.json()).version); return }
     await r.text()
     assert.ok(Date.now() < deadline, `port 8888 answers ${r.status}`)
