@@ -24,7 +24,7 @@ func TestOfficialSDKs(t *testing.T) {
 		}
 		for _, script := range scripts {
 			t.Run(filepath.Base(dir)+"/"+strings.TrimSuffix(filepath.Base(script), ".test.mjs"), func(t *testing.T) {
-				s.run(t, 5*time.Minute, dir, "node", "--test", "--test-reporter=spec", filepath.Base(script))
+				s.run(t, 5*time.Minute, dir, "node", "--test", "--test-force-exit", "--test-reporter=spec", filepath.Base(script))
 			})
 		}
 	}
