@@ -203,8 +203,8 @@ func TestLimitsAreInForce(t *testing.T) {
 	if got, want := read("memory/memory.limit_in_bytes", "memory.max"), fmt.Sprint((128+64+64)<<20); got != want {
 		t.Errorf("memory limit %s, want %s", got, want)
 	}
-	if got := read("pids/pids.max", "pids.max"); got != "768" {
-		t.Errorf("pids limit %s, want 768", got)
+	if got := read("pids/pids.max", "pids.max"); got != "1280" {
+		t.Errorf("pids limit %s, want 1280", got)
 	}
 	if got := read("cpu/cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "100000") {
 		t.Errorf("cpu quota %s, want 100000", got)

@@ -35,8 +35,10 @@ var guestCaps = [...]string{
 func processLimit(r hearth.Resources) int64 { return int64(min(max(r.MemoryMiB/2, 256), 16384)) }
 
 // pidLimit is the cgroup's. It is what holds root inside, and only a backstop:
-// a sandbox that reaches it dies as a whole. The sandbox's own threads need room.
-func pidLimit(r hearth.Resources) int64 { return 2*processLimit(r) + 256 }
+// a sandbox that reaches it dies as a whole. It must be out of reach of users
+// within processLimit: a guest's process takes three of the host's under a fork
+// bomb (measured with systrap), and the sandbox's own threads need room.
+func pidLimit(r hearth.Resources) int64 { return 4*processLimit(r) + 256 }
 
 // memoryLimit is the cgroup's, in bytes.
 func memoryLimit(r hearth.Resources) int64 {
