@@ -3,6 +3,7 @@ package app
 import (
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 
 	"hearth/internal/hearth"
@@ -21,5 +22,17 @@ func TestOverwrite(t *testing.T) {
 	}
 	if raw, err := os.ReadFile(path); err != nil || string(raw) != "89\n" {
 		t.Errorf("got %q, %v", raw, err)
+	}
+}
+
+func TestBuiltWithCgo(t *testing.T) {
+	for value, want := range map[string]hearth.Kind{"1": hearth.FailedPrecondition, "0": hearth.KindOf(nil)} {
+		info := &debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "CGO_ENABLED", Value: value}}}
+		if got := hearth.KindOf(built(info)); got != want {
+			t.Errorf("CGO_ENABLED=%s: got %v, want %v", value, got, want)
+		}
+	}
+	if err := built(nil); err != nil {
+		t.Errorf("no build information: %v", err)
 	}
 }

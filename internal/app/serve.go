@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -36,6 +37,10 @@ const (
 // DoctorHost is what the doctor examines for this configuration.
 func DoctorHost(cfg *config.Config) doctor.Host {
 	h := doctor.Host{Config: cfg, Network: tryNetwork, Guest: func() error {
+		info, _ := debug.ReadBuildInfo()
+		if err := built(info); err != nil {
+			return err
+		}
 		_, err := embedded.Binary()
 		return err
 	}}
@@ -46,6 +51,20 @@ func DoctorHost(cfg *config.Config) doctor.Host {
 		h.Settled = true
 	}
 	return h
+}
+
+// built refuses a binary that a plain `go build` has made on a host with a C
+// compiler: it needs libraries, which there are none of where a sandbox starts.
+func built(info *debug.BuildInfo) error {
+	if info == nil {
+		return nil
+	}
+	for _, s := range info.Settings {
+		if s.Key == "CGO_ENABLED" && s.Value == "1" {
+			return hearth.Errorf(hearth.FailedPrecondition, "this binary was built with cgo and cannot start sandboxes")
+		}
+	}
+	return nil
 }
 
 // tryNetwork makes one slot, with a filter of its own, and removes it again.
