@@ -55,7 +55,7 @@ const (
 	router     = "198.51.100.2" // the world's
 	server     = "203.0.113.1"  // somebody on the internet
 	server2    = "203.0.113.129"
-	resolver   = "10.255.255.53"
+	resolver   = "10.200.3.53"
 	tcpPort    = 80
 	udpPort    = 5000
 )
