@@ -322,15 +322,12 @@ func (m *Manager) stop() error {
 }
 
 // Remove closes the Manager and removes everything the node has: all slots, the
-// table, and forwarding where it was turned on.
+// table, and forwarding where no other node of the host needs it.
 func (m *Manager) Remove(ctx context.Context) error {
 	errs := []error{m.stop()}
 	left, err := m.leftovers()
 	errs = append(errs, err, joined(m.destroyAll(left)))
-	for _, name := range m.table.routers() {
-		errs = append(errs, setting("ipv4/conf/"+name+"/forwarding", "0"))
-	}
-	errs = append(errs, m.table.remove(), m.hangUp())
+	errs = append(errs, m.unroute(), m.hangUp())
 	if err := os.Remove(m.dir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}

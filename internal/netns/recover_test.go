@@ -135,8 +135,14 @@ func TestNodesShareAPrefix(t *testing.T) {
 	if b.intact(two) != true {
 		t.Error("removing one node touched the other")
 	}
+	if !reaches(t, two, server, tcpPort) {
+		t.Error("the internet is not reached any more: the node that went took the uplink's forwarding along")
+	}
 	must(t, b.Remove(context.Background()))
 	noTrace(t, b.cfg)
+	if got := sysctl(t, "ipv4/conf/up0/forwarding"); got != "0" {
+		t.Errorf("after the last node forwarding is %s", got)
+	}
 }
 
 func TestRunsOut(t *testing.T) {

@@ -14,8 +14,6 @@ import (
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"hearth/internal/hearth"
 )
 
 // nsfsMagic is the file system type of a mounted namespace.
@@ -222,8 +220,8 @@ func (m *Manager) intact(s *Slot) bool {
 	return err == nil
 }
 
-// claim locks slot creation on the whole host, so that nodes which share a
-// prefix see each other's subnets. The caller closes the file.
+// claim locks what the nodes of a host share: the prefix that slots are cut from
+// and the forwarding of uplinks. The caller closes the file.
 func (m *Manager) claim() (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(m.cfg.Dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -260,55 +258,6 @@ func (m *Manager) taken(s *Slot) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// route turns forwarding on for the devices that lead outside; replies to the
-// sandboxes come in there.
-func (m *Manager) route() error {
-	uplinks := m.cfg.Uplinks
-	if len(uplinks) == 0 {
-		var err error
-		if uplinks, err = m.defaultDevices(); err != nil {
-			return err
-		}
-	}
-	if len(uplinks) == 0 {
-		m.log.Warn("the host has no default route; sandboxes will not reach the internet")
-	}
-	for _, name := range uplinks {
-		key := "ipv4/conf/" + name + "/forwarding"
-		now, err := os.ReadFile(filepath.Join("/proc/sys/net", key))
-		if err != nil {
-			return hearth.Wrap(hearth.FailedPrecondition, err, "network uplink %q: no such device", name)
-		}
-		if len(now) > 0 && now[0] == '1' {
-			continue
-		}
-		// First the rule that lets the device forward for sandboxes alone.
-		if err := m.table.routed(name); err != nil {
-			return err
-		}
-		if err := setting(key, "1"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *Manager) defaultDevices() ([]string, error) {
-	var names []string
-	routes, err := dumped(func() ([]netlink.Route, error) {
-		return m.host.RouteListFiltered(unix.AF_INET, &netlink.Route{}, netlink.RT_FILTER_DST)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("listing default routes: %w", err)
-	}
-	for _, r := range routes {
-		if link, err := m.host.LinkByIndex(r.LinkIndex); err == nil {
-			names = append(names, link.Attrs().Name)
-		}
-	}
-	return names, nil
 }
 
 // dumped retries a listing that was changed under its hands.

@@ -23,13 +23,14 @@ type table struct {
 	mu      sync.Mutex
 	conn    *nftables.Conn // closing a connection makes the kernel wait, so it is kept
 	slots   map[int]Policy // registered slots, policies in normal form
-	uplinks []string       // devices on which this node turned forwarding on
+	uplinks []string       // devices that forward because this node needs it
 }
 
 const (
-	elementsPerMessage = 500     // one netlink message holds 64 KiB
-	socketBuffer       = 8 << 20 // bytes; one transaction is one datagram
-	meterSize          = 65536   // sources a limit is kept for
+	tablePrefix        = "hearth-" // of the names of all nodes' tables
+	elementsPerMessage = 500       // one netlink message holds 64 KiB
+	socketBuffer       = 8 << 20   // bytes; one transaction is one datagram
+	meterSize          = 65536     // sources a limit is kept for
 )
 
 // sets are the table's sets, of one transaction.
@@ -42,14 +43,14 @@ type sets struct {
 	never     *nftables.Set // destination ranges
 	exempt    *nftables.Set // destination ranges
 	resolvers *nftables.Set // destinations, for port 53
-	uplinks   *nftables.Set // devices on which this node turned forwarding on
+	uplinks   *nftables.Set // devices that forward because this node needs it
 	rate      *nftables.Set // new connections by source
 	udp       *nftables.Set // UDP packets by source
 	conns     *nftables.Set // connections by source
 }
 
 func (t *table) nft() *nftables.Table {
-	return &nftables.Table{Name: "hearth-" + t.cfg.Name, Family: nftables.TableFamilyINet}
+	return &nftables.Table{Name: tablePrefix + t.cfg.Name, Family: nftables.TableFamilyINet}
 }
 
 // connect returns a connection to nftables.
