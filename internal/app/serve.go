@@ -83,7 +83,9 @@ func tryNetwork(ctx context.Context) (err error) {
 
 // Serve runs a server until ctx ends. Sandboxes outlive it.
 func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
-	if err := doctor.Failed(doctor.Examine(ctx, DoctorHost(cfg))); err != nil {
+	host := DoctorHost(cfg)
+	host.Network = nil // opening the node tries it in earnest
+	if err := doctor.Failed(doctor.Examine(ctx, host)); err != nil {
 		return err
 	}
 	l, err := net.Listen("tcp", cfg.Listen)

@@ -53,7 +53,7 @@ type Host struct {
 
 // needed bounds: what a first sandbox with both built-in templates uses.
 const (
-	minKernelMajor, minKernelMinor = 5, 4
+	minKernelMajor, minKernelMinor = 5, 10 // as Debian 11 has
 	minMemoryMiB                   = 2048
 	minDiskMiB                     = 4096
 )

@@ -31,6 +31,7 @@ venv() { # venv DIRECTORY
 }
 venv kernel
 "$dir/kernel/bin/pip" install -q bash_kernel 'ipykernel>=6.31,<8' 'jupyter_server>=2.14,<3' 'matplotlib>=3.9,<4' 'numpy>=2,<3' orjson 'pandas>=2.2,<3' pillow
+"$dir/kernel/bin/python" -m bash_kernel.install --sys-prefix >/dev/null 2>&1
 venv venv
 "$dir/venv/bin/pip" install -q --upgrade e2b e2b-code-interpreter
 pypi() { "$dir/venv/bin/python" -c "import importlib.metadata as m; print('PyPI $1', m.version('$1'))"; }
