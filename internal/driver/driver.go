@@ -69,6 +69,7 @@ type Machine interface {
 	// Checkpoint writes a frozen machine's memory and writes into dir, which
 	// exists and is empty. The machine stays frozen and can be thawed. Files
 	// are synced to disk; after an error dir's content is the caller's to remove.
+	// A machine restored from a checkpoint may refer to it as the new one's Base.
 	Checkpoint(ctx context.Context, dir string) (*Checkpoint, error)
 
 	Usage(ctx context.Context) (Usage, error)
@@ -117,6 +118,12 @@ type Checkpoint struct {
 	Key    string   `json:"key"`   // Capabilities.Key of the driver that wrote it
 	Dir    string   `json:"-"`     // where the files are now; absolute
 	Files  []string `json:"files"` // plain names in Dir
+
+	// Base is the checkpoint that this one refers to, possibly layered itself: a
+	// driver may write only what changed since Spec.From. Its files must stay as
+	// they are while this one, or a machine started from it, exists. Nil: this
+	// one stands alone.
+	Base *Checkpoint `json:"-"`
 }
 
 // Usage is what a machine has used so far, by the host's accounting.
