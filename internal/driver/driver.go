@@ -48,6 +48,7 @@ type Driver interface {
 type Capabilities struct {
 	Isolation      string // what stands between guest and host: "kernel" (gVisor), "vm", "none"
 	MemorySnapshot bool   // Checkpoint keeps memory and processes
+	Tap            bool   // machines send through Attachment.Tap; else they take Device's address over
 	Key            string // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }
 
@@ -101,7 +102,9 @@ type Attachment struct {
 	NetNS   string // path that can be opened and entered; empty: no network
 	Guest   netip.Prefix
 	Gateway netip.Addr
-	Device  string // interface inside the namespace
+	Device  string           // interface inside the namespace
+	MAC     net.HardwareAddr // the guest's; frames of another never arrive
+	Tap     string           // tap device inside the namespace, wired to Device; empty: not asked for
 }
 
 // Handle names a machine across restarts of this process.
