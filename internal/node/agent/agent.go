@@ -11,7 +11,7 @@
 // Files below Config.Dir:
 //
 //	control.key          32 random bytes, 0600: guests' control secrets are derived from it
-//	machines/ID.json     the journal, see record; 0600, it holds sandboxes' tokens and environment
+//	machines/ID.json     the journal, see package journal; 0600, it holds sandboxes' tokens and environment
 //	run/ID/              the driver's own directory of a machine
 //	restore/ID/          links to a snapshot's files while a machine is restored
 //	checkpoint/ID/       a checkpoint being written, before its files become blobs
@@ -32,7 +32,9 @@ import (
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/feed"
+	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
+	"hearth/internal/node/agent/turn"
 )
 
 // Config is what an operator may decide. Zero fields mean the defaults.
@@ -114,11 +116,11 @@ type Agent struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	journal *journal
+	journal *journal.Journal
 	hub     *feed.Hub
 	shelf   *shelf.Shelf
-	queue   *queue
-	locks   keyed[hearth.SandboxID]
+	queue   *turn.Queue
+	locks   turn.Locks[hearth.SandboxID]
 
 	life context.Context // ends with Close
 	end  context.CancelCauseFunc
@@ -177,7 +179,7 @@ func New(cfg Config, deps Deps) *Agent {
 	life, end := context.WithCancelCause(context.Background())
 	return &Agent{
 		cfg: cfg, deps: deps, log: deps.Log, now: deps.Now,
-		journal: newJournal(cfg.Dir), hub: feed.New(), shelf: shelf.New(deps.Blobs), queue: newQueue(cfg.Starts, cfg.Queue),
+		journal: journal.New(cfg.Dir), hub: feed.New(), shelf: shelf.New(deps.Blobs), queue: turn.NewQueue(cfg.Starts, cfg.Queue),
 		life: life, end: end,
 		caps:    map[string]driver.Capabilities{},
 		boxes:   map[hearth.SandboxID]*box{},
@@ -235,11 +237,11 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 
-	var all batch
+	var all turn.Batch
 	for _, id := range ids {
-		all.do(func() error { return a.stop(ctx, id, "the node was shut down") })
+		all.Do(func() error { return a.stop(ctx, id, "the node was shut down") })
 	}
-	err := all.wait()
+	err := all.Wait()
 	a.end(errClosed()) // fills end, so nothing enters a pool from here on
 	a.hub.Close()
 	a.work.Wait()

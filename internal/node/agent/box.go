@@ -12,6 +12,8 @@ import (
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
+	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/turn"
 )
 
 // box is a sandbox with a machine. Its machine's owner is whoever holds the
@@ -41,8 +43,8 @@ func (b *box) instance() *node.Instance {
 // register gives a machine that runs to its sandbox. It fails when the start
 // was called off or the guest has ended meanwhile; the caller then discards.
 func (a *Agent) register(ctx context.Context, mc *machine, g Guest) (*node.Instance, error) {
-	mc.rec.Phase = running
-	if err := a.step(mc, "record", func() error { return a.journal.write(mc.rec) }); err != nil {
+	mc.rec.Phase = journal.Running
+	if err := a.step(mc, "record", func() error { return a.journal.Write(mc.rec) }); err != nil {
 		return nil, err
 	}
 	s := mc.rec.Sandbox
@@ -53,10 +55,10 @@ func (a *Agent) register(ctx context.Context, mc *machine, g Guest) (*node.Insta
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if ctx.Err() != nil {
-		return nil, ended(ctx)
+		return nil, turn.Ended(ctx)
 	}
 	if mc.life.Err() != nil { // died took mu after this ended: one of us sees the other
-		return nil, ended(mc.life)
+		return nil, turn.Ended(mc.life)
 	}
 	a.boxes[b.id], mc.owner = b, b
 	return b.instance(), nil
@@ -121,7 +123,7 @@ func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) er
 	}
 	a.mu.Unlock()
 
-	unlock, err := a.locks.lock(ctx, id)
+	unlock, err := a.locks.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -136,7 +138,7 @@ func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) er
 // Update replaces the traffic policy, which is in force when it returns, and
 // survives a restart of the node.
 func (a *Agent) Update(ctx context.Context, id hearth.SandboxID, network hearth.Network) error {
-	unlock, err := a.locks.lock(ctx, id)
+	unlock, err := a.locks.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -150,7 +152,7 @@ func (a *Agent) Update(ctx context.Context, id hearth.SandboxID, network hearth.
 	}
 	before := b.mc.rec.Sandbox.Network
 	b.mc.rec.Sandbox.Network = network
-	if err := a.journal.write(b.mc.rec); err != nil {
+	if err := a.journal.Write(b.mc.rec); err != nil {
 		b.mc.rec.Sandbox.Network = before
 		ctx, cancel := cleanup(ctx)
 		defer cancel()

@@ -16,15 +16,14 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
+	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/turn"
 )
-
-// noSlot marks a machine that holds no network slot.
-const noSlot = -1
 
 // machine is everything this host holds for one guest. Its fields are the
 // owner's; life may be used by anyone.
 type machine struct {
-	rec  record
+	rec  journal.Record
 	net  driver.Attachment
 	live driver.Machine // nil until the driver has started it
 	size int64          // bytes it held when it was frozen for a pool
@@ -42,7 +41,7 @@ type Step struct {
 	Took time.Duration
 }
 
-func newMachine(rec record) *machine {
+func newMachine(rec journal.Record) *machine {
 	mc := &machine{rec: rec}
 	mc.life, mc.quit = context.WithCancelCause(context.Background())
 	return mc
@@ -107,7 +106,7 @@ func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
 // because prefers the reason why ctx ended to the error that it led to.
 func because(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
-		return ended(ctx)
+		return turn.Ended(ctx)
 	}
 	return err
 }
@@ -158,7 +157,7 @@ func (a *Agent) died(mc *machine) {
 	if b == nil {
 		return
 	}
-	unlock, err := a.locks.lock(a.life, b.id)
+	unlock, err := a.locks.Lock(a.life, b.id)
 	if err != nil {
 		return // the agent closes; the next one finds the machine dead
 	}
@@ -182,8 +181,8 @@ func (a *Agent) discard(ctx context.Context, mc *machine) {
 		delete(a.zombies, mc.id())
 		return
 	}
-	mc.rec.Phase = ending
-	if jerr := a.journal.write(mc.rec); jerr != nil {
+	mc.rec.Phase = journal.Ending
+	if jerr := a.journal.Write(mc.rec); jerr != nil {
 		err = errors.Join(err, jerr)
 	}
 	a.zombies[mc.id()] = mc
@@ -194,11 +193,11 @@ func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	if err := a.killMachine(ctx, mc); err != nil {
 		return err
 	}
-	if mc.rec.Slot != noSlot {
+	if mc.rec.Slot != journal.NoSlot {
 		if err := a.deps.Network.Release(ctx, mc.rec.Slot); err != nil {
 			return err
 		}
-		mc.rec.Slot = noSlot
+		mc.rec.Slot = journal.NoSlot
 	}
 	var errs []error
 	for _, d := range []string{"run", "restore", "checkpoint"} {
@@ -207,7 +206,7 @@ func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return a.journal.remove(mc.id())
+	return a.journal.Remove(mc.id())
 }
 
 // killMachine closes a machine, and sweeps what Close could not free.

@@ -9,7 +9,9 @@ import (
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
+	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
+	"hearth/internal/node/agent/turn"
 )
 
 // Pause takes a sandbox's snapshot and ends its machine. Asked again with the
@@ -18,7 +20,7 @@ func (a *Agent) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRe
 	if driver.CheckID(string(req.Into)) != nil {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "into %q is not a snapshot ID", req.Into)
 	}
-	unlock, err := a.locks.lock(ctx, id)
+	unlock, err := a.locks.Lock(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -51,11 +53,11 @@ func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest) (*hear
 	}
 	defer a.work.Done()
 	defer context.AfterFunc(a.life, func() { interrupt(errClosed()) })()
-	b.mc.rec.Phase, b.mc.rec.Into = pausing, req.Into
+	b.mc.rec.Phase, b.mc.rec.Into = journal.Pausing, req.Into
 	snap, err := a.takeSnapshot(ctx, b, req)
 	if err == nil {
-		b.mc.rec.Phase = ending
-		err = a.journal.write(b.mc.rec) // from here on the snapshot is what there is of the sandbox
+		b.mc.rec.Phase = journal.Ending
+		err = a.journal.Write(b.mc.rec) // from here on the snapshot is what there is of the sandbox
 	}
 	_ = os.RemoveAll(a.dir("checkpoint", b.mc.id())) // discard and Open try again
 	if err != nil {
@@ -79,7 +81,7 @@ func (a *Agent) beginPause(b *box, interrupt context.CancelCauseFunc) error {
 		return err
 	}
 	if b.mc.life.Err() != nil {
-		return ended(b.mc.life)
+		return turn.Ended(b.mc.life)
 	}
 	a.work.Add(1)
 	b.state, b.interrupt = hearth.Pausing, interrupt
@@ -94,7 +96,7 @@ func (a *Agent) takeSnapshot(ctx context.Context, b *box, req node.PauseRequest)
 	if err := a.shelf.Remove(ctx, req.Into); err != nil { // of an attempt that was cut short
 		return nil, err
 	}
-	if err := a.journal.write(b.mc.rec); err != nil {
+	if err := a.journal.Write(b.mc.rec); err != nil {
 		return nil, err
 	}
 	qctx, cancel := context.WithTimeout(ctx, quiesceTimeout)
@@ -173,8 +175,8 @@ func (a *Agent) goOn(ctx context.Context, b *box) error {
 		a.log.Warn("a sandbox's daemon does not answer", "sandbox", b.id, "err", err)
 	}
 	b.sealed = false
-	b.mc.rec.Phase, b.mc.rec.Into = running, ""
-	if err := a.journal.write(b.mc.rec); err != nil { // recovery would do all this once more, no harm
+	b.mc.rec.Phase, b.mc.rec.Into = journal.Running, ""
+	if err := a.journal.Write(b.mc.rec); err != nil { // recovery would do all this once more, no harm
 		a.log.Warn("a machine's record is out of date", "machine", b.mc.id(), "err", err)
 	}
 	return nil

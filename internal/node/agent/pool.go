@@ -9,6 +9,8 @@ import (
 
 	"hearth/internal/hearth"
 	"hearth/internal/node"
+	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/turn"
 )
 
 // A pool holds machines of one warm snapshot that were restored, ran until
@@ -214,7 +216,7 @@ func (a *Agent) nextFill() (*pool, plan) {
 	}
 	next.filling++
 	build, snapshot := next.build, next.snapshot
-	return next, plan{build: &build, restore: &snapshot, resources: build.Resources, urgency: background}
+	return next, plan{build: &build, restore: &snapshot, resources: build.Resources, urgency: turn.Background}
 }
 
 // fill makes one machine for a pool. After a failure the pool waits, longer
@@ -242,7 +244,7 @@ func (a *Agent) fill(ctx context.Context, p *pool, pl plan) {
 // makePaused restores a machine, lets it run until its daemon answers, so that
 // what a restore puts off is done, and freezes it.
 func (a *Agent) makePaused(ctx context.Context, pl plan) (*machine, error) {
-	leave, err := a.queue.enter(ctx, background)
+	leave, err := a.queue.Enter(ctx, turn.Background)
 	if err != nil {
 		return nil, err
 	}
@@ -276,8 +278,8 @@ func (a *Agent) settlePaused(ctx context.Context, mc *machine) error {
 		return because(ctx, err)
 	}
 	mc.size = u.Memory
-	mc.rec.Phase = pooled
-	return a.journal.write(mc.rec)
+	mc.rec.Phase = journal.Pooled
+	return a.journal.Write(mc.rec)
 }
 
 // drainAll takes down every machine of every pool.
@@ -289,9 +291,9 @@ func (a *Agent) drainAll(ctx context.Context) {
 	}
 	clear(a.pools)
 	a.mu.Unlock()
-	var all batch
+	var all turn.Batch
 	for _, mc := range list {
-		all.do(func() error { a.discard(ctx, mc); return nil })
+		all.Do(func() error { a.discard(ctx, mc); return nil })
 	}
-	_ = all.wait() // discard reports
+	_ = all.Wait() // discard reports
 }

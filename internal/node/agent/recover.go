@@ -12,7 +12,9 @@ import (
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
+	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
+	"hearth/internal/node/agent/turn"
 )
 
 // Open makes the data directory ready and takes up what an earlier process left:
@@ -22,17 +24,17 @@ func (a *Agent) Open(ctx context.Context) error {
 	if err := a.prepare(ctx); err != nil {
 		return err
 	}
-	list, err := a.journal.load()
+	list, err := a.journal.Load()
 	if err != nil {
 		return shelf.DiskError(err, "the journal of machines cannot be read")
 	}
 	a.work.Add(1)
 	defer a.work.Done()
-	var all batch
+	var all turn.Batch
 	for _, rec := range list {
-		all.do(func() error { a.recover(ctx, rec); return nil })
+		all.Do(func() error { a.recover(ctx, rec); return nil })
 	}
-	_ = all.wait() // recover reports
+	_ = all.Wait() // recover reports
 	if err := a.sweepDirs(ctx); err != nil {
 		return err
 	}
@@ -124,13 +126,13 @@ func loadKey(path string) ([]byte, error) {
 }
 
 // recover takes up one machine, or takes it down.
-func (a *Agent) recover(ctx context.Context, rec record) {
+func (a *Agent) recover(ctx context.Context, rec journal.Record) {
 	mc := newMachine(rec)
 	var err error
 	switch {
-	case rec.Phase == running, rec.Phase == pausing:
+	case rec.Phase == journal.Running, rec.Phase == journal.Pausing:
 		err = a.adoptSandbox(ctx, mc)
-	case rec.Phase == pooled && rec.Sandbox == nil:
+	case rec.Phase == journal.Pooled && rec.Sandbox == nil:
 		err = a.adoptPooled(ctx, mc)
 	default:
 		err = hearth.Errorf(hearth.Unavailable, "the node restarted before the sandbox had started")
@@ -208,7 +210,7 @@ func (a *Agent) adoptSandbox(ctx context.Context, mc *machine) error {
 		return err
 	}
 	g := a.guestOf(mc)
-	if mc.rec.Phase == pausing {
+	if mc.rec.Phase == journal.Pausing {
 		if err := mc.live.Thaw(ctx); err != nil {
 			return err
 		}
@@ -239,7 +241,7 @@ func (a *Agent) adoptPooled(ctx context.Context, mc *machine) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if mc.life.Err() != nil {
-		return ended(mc.life)
+		return turn.Ended(mc.life)
 	}
 	p := a.poolOf(mc.rec.Restored)
 	p.ready, p.size = append(p.ready, mc), mc.size
@@ -262,7 +264,7 @@ func (a *Agent) slots() []int {
 	for _, mc := range a.zombies {
 		list = append(list, mc.rec.Slot)
 	}
-	return slices.DeleteFunc(list, func(i int) bool { return i == noSlot })
+	return slices.DeleteFunc(list, func(i int) bool { return i == journal.NoSlot })
 }
 
 // sweepDirs removes machines' directories that no record names.
@@ -272,11 +274,11 @@ func (a *Agent) sweepDirs(ctx context.Context) error {
 		return shelf.DiskError(err, "the machines' directory cannot be read")
 	}
 	for _, e := range entries {
-		if _, err := os.Stat(a.journal.path(e.Name())); err == nil {
+		if _, err := os.Stat(a.journal.Path(e.Name())); err == nil {
 			continue
 		}
 		if driver.CheckID(e.Name()) == nil {
-			a.discard(ctx, newMachine(record{Phase: ending, Slot: noSlot, Handle: driver.Handle{ID: e.Name()}}))
+			a.discard(ctx, newMachine(journal.Record{Phase: journal.Ending, Slot: journal.NoSlot, Handle: driver.Handle{ID: e.Name()}}))
 		} else if err := os.RemoveAll(a.dir("run", e.Name())); err != nil {
 			return shelf.DiskError(err, "a stray directory cannot be removed")
 		}

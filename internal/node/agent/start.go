@@ -9,7 +9,9 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
+	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
+	"hearth/internal/node/agent/turn"
 )
 
 // defaultUser is who commands run as in templates that do not say: every image
@@ -45,7 +47,7 @@ func (a *Agent) Start(ctx context.Context, req node.StartRequest) (*node.Instanc
 			case <-before.done:
 				continue
 			case <-ctx.Done():
-				return nil, ended(ctx)
+				return nil, turn.Ended(ctx)
 			}
 		}
 		select {
@@ -59,10 +61,10 @@ func (a *Agent) Start(ctx context.Context, req node.StartRequest) (*node.Instanc
 		}
 		a.mu.Lock()
 		if f.waiters--; f.waiters == 0 {
-			f.cancel(ended(ctx))
+			f.cancel(turn.Ended(ctx))
 		}
 		a.mu.Unlock()
-		return nil, ended(ctx)
+		return nil, turn.Ended(ctx)
 	}
 }
 
@@ -129,7 +131,7 @@ func checkStart(req node.StartRequest) error {
 
 // start is one flight. It waits for the sandbox's lock.
 func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instance, error) {
-	unlock, err := a.locks.lock(ctx, req.Sandbox.ID)
+	unlock, err := a.locks.Lock(ctx, req.Sandbox.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -159,8 +161,8 @@ type plan struct {
 	build     *hearth.Build
 	restore   *hearth.Snapshot // nil boots from the layers
 	resources hearth.Resources
-	sandbox   *sandboxRecord // nil for a pool
-	urgency   urgency
+	sandbox   *journal.Sandbox // nil for a pool
+	urgency   turn.Urgency
 }
 
 func (a *Agent) planOf(req node.StartRequest) plan {
@@ -170,8 +172,8 @@ func (a *Agent) planOf(req node.StartRequest) plan {
 	}
 	maps.Copy(env, req.Sandbox.Env)
 	return plan{
-		build: &req.Build, restore: req.Restore, resources: req.Sandbox.Resources, urgency: user,
-		sandbox: &sandboxRecord{
+		build: &req.Build, restore: req.Restore, resources: req.Sandbox.Resources, urgency: turn.User,
+		sandbox: &journal.Sandbox{
 			ID: req.Sandbox.ID, Generation: req.Sandbox.Generation, StartedAt: a.now(),
 			Template: req.Sandbox.Template, Network: req.Sandbox.Network, Token: req.Token, Env: env,
 			User: cmp.Or(req.Build.User, defaultUser), Workdir: req.Build.Workdir,
@@ -199,7 +201,7 @@ func (a *Agent) startWarm(ctx context.Context, p plan) (*node.Instance, error) {
 		}
 		a.log.Warn("a machine of the pool was of no use; trying another", "machine", mc.id(), "err", err)
 	}
-	return nil, ended(ctx)
+	return nil, turn.Ended(ctx)
 }
 
 func (a *Agent) count(n *int64) {
@@ -210,8 +212,8 @@ func (a *Agent) count(n *int64) {
 
 func (a *Agent) handOver(ctx context.Context, mc *machine, p plan) (*node.Instance, error) {
 	mc.took = nil
-	mc.rec.Sandbox, mc.rec.Phase = p.sandbox, starting
-	if err := a.step(mc, "record", func() error { return a.journal.write(mc.rec) }); err != nil {
+	mc.rec.Sandbox, mc.rec.Phase = p.sandbox, journal.Starting
+	if err := a.step(mc, "record", func() error { return a.journal.Write(mc.rec) }); err != nil {
 		return nil, err
 	}
 	policy := make(chan error, 1) // the guest is sealed until Init: the policy need only be there by then
@@ -248,7 +250,7 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 		return nil, hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, a.reserve(m)>>20)
 	}
 	began := a.now()
-	leave, err := a.queue.enter(ctx, user)
+	leave, err := a.queue.Enter(ctx, turn.User)
 	if err != nil {
 		return nil, err
 	}
@@ -279,8 +281,8 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec := record{
-		Phase: starting, Slot: noSlot, Resources: p.resources, Build: p.build.ID, Sandbox: p.sandbox,
+	rec := journal.Record{
+		Phase: journal.Starting, Slot: journal.NoSlot, Resources: p.resources, Build: p.build.ID, Sandbox: p.sandbox,
 		Handle: driver.Handle{Driver: d.Name(), ID: newMachineID()},
 	}
 	rec.Handle.Dir = a.dir("run", rec.Handle.ID)
@@ -317,7 +319,7 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 		{"slot", func() error { return a.acquire(ctx, mc, p) }},
 		{"record", func() error {
 			spec.Net = mc.net
-			if err := a.journal.write(mc.rec); err != nil {
+			if err := a.journal.Write(mc.rec); err != nil {
 				return err
 			}
 			return shelf.DiskError(os.Mkdir(spec.Dir, 0o700), "the machine's directory cannot be made")
@@ -344,7 +346,7 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 			return err
 		}
 		if ctx.Err() != nil {
-			return ended(ctx)
+			return turn.Ended(ctx)
 		}
 	}
 	return nil
@@ -353,7 +355,7 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 // acquire takes a slot; when all are taken, a paused machine of a pool gives up its own.
 func (a *Agent) acquire(ctx context.Context, mc *machine, p plan) error {
 	slot, err := a.deps.Network.Acquire(ctx)
-	for hearth.KindOf(err) == hearth.ResourceExhausted && p.urgency == user && a.evict(ctx) {
+	for hearth.KindOf(err) == hearth.ResourceExhausted && p.urgency == turn.User && a.evict(ctx) {
 		slot, err = a.deps.Network.Acquire(ctx)
 	}
 	if err != nil {

@@ -103,7 +103,7 @@ func (a *Agent) Usage(ctx context.Context, id hearth.SandboxID) (node.Usage, err
 // Status reports capacity and load. Allocated counts sandboxes, not pools,
 // which give way to them.
 func (a *Agent) Status(context.Context) (*hearth.NodeStatus, error) {
-	starts, waiting := a.queue.load()
+	starts, waiting := a.queue.Load()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := &hearth.NodeStatus{
@@ -140,7 +140,7 @@ type Stats struct {
 
 // Stats reports counters for metrics.
 func (a *Agent) Stats() Stats {
-	_, waiting := a.queue.load()
+	_, waiting := a.queue.Load()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Stats{

@@ -1,4 +1,4 @@
-package agent
+package turn
 
 import (
 	"container/list"
@@ -8,18 +8,19 @@ import (
 	"hearth/internal/hearth"
 )
 
-// urgency says who waits for a start.
-type urgency int
+// Urgency says who waits for a start.
+type Urgency int
 
+// The urgencies.
 const (
-	user       urgency = iota // somebody waits for it
-	background                // a pool; goes only when no user waits
+	User       Urgency = iota // somebody waits for it
+	Background                // a pool; goes only when no user waits
 )
 
-// queue lets a bounded number of machines start at once, first come first
+// Queue lets a bounded number of machines start at once, first come first
 // served, so that a burst is worked off at the host's pace instead of
 // collapsing it.
-type queue struct {
+type Queue struct {
 	mu      sync.Mutex
 	free    int
 	limit   int // users that may wait
@@ -27,25 +28,26 @@ type queue struct {
 	active  int
 }
 
-func newQueue(width, limit int) *queue {
-	return &queue{free: width, limit: limit, waiting: [2]*list.List{list.New(), list.New()}}
+// NewQueue returns a queue for width starts at once, and limit users that wait.
+func NewQueue(width, limit int) *Queue {
+	return &Queue{free: width, limit: limit, waiting: [2]*list.List{list.New(), list.New()}}
 }
 
-// enter waits for a turn; leave ends it and may be called once. A user who
+// Enter waits for a turn; leave ends it and may be called once. A user who
 // finds the queue full gets ResourceExhausted at once.
-func (q *queue) enter(ctx context.Context, u urgency) (leave func(), err error) {
+func (q *Queue) Enter(ctx context.Context, u Urgency) (leave func(), err error) {
 	if ctx.Err() != nil {
-		return nil, ended(ctx)
+		return nil, Ended(ctx)
 	}
 	q.mu.Lock()
-	if q.free > 0 && q.waiting[user].Len() == 0 && (u == user || q.waiting[background].Len() == 0) {
+	if q.free > 0 && q.waiting[User].Len() == 0 && (u == User || q.waiting[Background].Len() == 0) {
 		q.free--
 		q.active++
 		q.mu.Unlock()
 		return q.leave, nil
 	}
 	line := q.waiting[u]
-	if n := line.Len(); u == user && n >= q.limit {
+	if n := line.Len(); u == User && n >= q.limit {
 		q.mu.Unlock()
 		return nil, hearth.Errorf(hearth.ResourceExhausted,
 			"the node is busy: %d starts wait for their turn, which is the limit; try again in a few seconds", n)
@@ -68,10 +70,10 @@ func (q *queue) enter(ctx context.Context, u urgency) (leave func(), err error) 
 		line.Remove(at)
 		q.mu.Unlock()
 	}
-	return nil, ended(ctx)
+	return nil, Ended(ctx)
 }
 
-func (q *queue) leave() {
+func (q *Queue) leave() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, line := range q.waiting {
@@ -85,9 +87,9 @@ func (q *queue) leave() {
 	q.active--
 }
 
-// load reports how many starts run and how many users wait.
-func (q *queue) load() (active, waiting int) {
+// Load reports how many starts run and how many users wait.
+func (q *Queue) Load() (active, waiting int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.active, q.waiting[user].Len()
+	return q.active, q.waiting[User].Len()
 }

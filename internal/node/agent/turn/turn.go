@@ -1,4 +1,6 @@
-package agent
+// Package turn decides who goes when: locks by name, the queue of starts, and
+// batches of work done a few at a time.
+package turn
 
 import (
 	"context"
@@ -8,8 +10,8 @@ import (
 	"hearth/internal/hearth"
 )
 
-// keyed is a set of locks by name. The zero value is ready.
-type keyed[K comparable] struct {
+// Locks is a set of locks by name. The zero value is ready.
+type Locks[K comparable] struct {
 	mu   sync.Mutex
 	held map[K]*keyLock
 }
@@ -19,9 +21,9 @@ type keyLock struct {
 	refs int
 }
 
-// lock waits for its turn and returns the function that ends it. The error is
+// Lock waits for its turn and returns the function that ends it. The error is
 // the cause of ctx's end.
-func (k *keyed[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
+func (k *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	k.mu.Lock()
 	if k.held == nil {
 		k.held = map[K]*keyLock{}
@@ -40,11 +42,11 @@ func (k *keyed[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
 		return func() { l.turn <- struct{}{}; k.drop(key, l) }, nil
 	case <-ctx.Done():
 		k.drop(key, l)
-		return nil, ended(ctx)
+		return nil, Ended(ctx)
 	}
 }
 
-func (k *keyed[K]) drop(key K, l *keyLock) {
+func (k *Locks[K]) drop(key K, l *keyLock) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if l.refs--; l.refs == 0 {
@@ -52,8 +54,8 @@ func (k *keyed[K]) drop(key K, l *keyLock) {
 	}
 }
 
-// ended turns the end of a context into an error with a kind.
-func ended(ctx context.Context) error {
+// Ended turns the end of a context into an error with a kind.
+func Ended(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	if _, ok := errors.AsType[*hearth.Error](cause); ok {
 		return cause
@@ -64,8 +66,9 @@ func ended(ctx context.Context) error {
 	return hearth.Wrap(hearth.Canceled, cause, "the request was canceled")
 }
 
-// batch runs functions, a few at a time, and joins their errors.
-type batch struct {
+// Batch runs functions, a few at a time, and joins their errors. The zero value
+// is ready.
+type Batch struct {
 	sem  chan struct{}
 	wg   sync.WaitGroup
 	mu   sync.Mutex
@@ -74,7 +77,8 @@ type batch struct {
 
 const batchWidth = 8
 
-func (b *batch) do(f func() error) {
+// Do starts f as soon as there is room for it.
+func (b *Batch) Do(f func() error) {
 	if b.sem == nil {
 		b.sem = make(chan struct{}, batchWidth)
 	}
@@ -89,7 +93,8 @@ func (b *batch) do(f func() error) {
 	})
 }
 
-func (b *batch) wait() error {
+// Wait returns when every function has, with their errors joined.
+func (b *Batch) Wait() error {
 	b.wg.Wait()
 	return errors.Join(b.errs...)
 }

@@ -1,4 +1,6 @@
-package agent
+// Package journal keeps what a node knows of its machines, so that the next
+// process on the host finds them again or takes them down.
+package journal
 
 import (
 	"bytes"
@@ -17,41 +19,45 @@ import (
 	"hearth/internal/node/agent/shelf"
 )
 
-// phase says who owned a machine when its record was written, and with that
+// Phase says who owned a machine when its record was written, and with that
 // what recovery does with it.
-type phase string
+type Phase string
 
+// The phases.
 const (
-	starting phase = "starting" // not usable yet: taken down
-	pooled   phase = "pooled"   // restored, frozen, never unsealed: back into the pool
-	running  phase = "running"  // a sandbox: attached
-	pausing  phase = "pausing"  // perhaps sealed or frozen: thawed and unsealed
-	ending   phase = "ending"   // stopped or paused for good: taken down
+	Starting Phase = "starting" // not usable yet: taken down
+	Pooled   Phase = "pooled"   // restored, frozen, never unsealed: back into the pool
+	Running  Phase = "running"  // a sandbox: attached
+	Pausing  Phase = "pausing"  // perhaps sealed or frozen: thawed and unsealed
+	Ending   Phase = "ending"   // stopped or paused for good: taken down
 )
+
+// NoSlot marks a machine that holds no network slot.
+const NoSlot = -1
 
 const recordVersion = 1
 
-// record is one line of a machine's journal file, machines/ID.json, mode 0600.
+// Record is one line of a machine's journal file, machines/ID.json, mode 0600.
 // The last whole line counts. The file is made before the machine exists and
 // removed after everything the machine held is freed. Lines are appended, for a
 // rename costs a millisecond where a start takes five, and not synced: a record
 // has to outlive this process, not a power cut, which no machine survives. A
 // file without a whole line is swept by its name.
-type record struct {
+type Record struct {
 	Version   int               `json:"version"`
-	Phase     phase             `json:"phase"`
+	Phase     Phase             `json:"phase"`
 	Handle    driver.Handle     `json:"handle"`
-	Slot      int               `json:"slot"` // noSlot: none
+	Slot      int               `json:"slot"` // NoSlot: none
 	Resources hearth.Resources  `json:"resources"`
 	Build     hearth.BuildID    `json:"build"`
 	Restored  hearth.SnapshotID `json:"restored,omitempty"` // what it was restored from
 	Into      hearth.SnapshotID `json:"into,omitempty"`     // while pausing
-	Sandbox   *sandboxRecord    `json:"sandbox,omitempty"`  // nil in a pool
+	Sandbox   *Sandbox          `json:"sandbox,omitempty"`  // nil in a pool
 }
 
-// sandboxRecord is what a sandbox needs to be taken up again, and to be
+// Sandbox is what a sandbox needs to be taken up again, and to be
 // unsealed again after a pause that failed.
-type sandboxRecord struct {
+type Sandbox struct {
 	ID         hearth.SandboxID  `json:"id"`
 	Generation int64             `json:"generation"`
 	StartedAt  time.Time         `json:"started_at"`
@@ -63,25 +69,28 @@ type sandboxRecord struct {
 	Workdir    string            `json:"workdir,omitempty"`
 }
 
-// journal keeps one file per machine.
-type journal struct{ dir string }
+// Journal keeps one file per machine.
+type Journal struct{ dir string }
 
-func newJournal(dir string) *journal { return &journal{dir: filepath.Join(dir, "machines")} }
+// New returns the journal below a node's directory, whose folder machines must
+// be there before anything is written.
+func New(dir string) *Journal { return &Journal{dir: filepath.Join(dir, "machines")} }
 
-func (j *journal) path(id string) string { return filepath.Join(j.dir, id+".json") }
+// Path is the file of a machine.
+func (j *Journal) Path(id string) string { return filepath.Join(j.dir, id+".json") }
 
 // maxJournal is the size in bytes beyond which a file is begun anew.
 const maxJournal = 64 << 10
 
-// write makes r the machine's record.
-func (j *journal) write(r record) error {
+// Write makes r the machine's record.
+func (j *Journal) Write(r Record) error {
 	r.Version = recordVersion
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "the machine's record cannot be encoded")
 	}
 	line := slices.Concat([]byte("\n"), raw, []byte("\n")) // the first ends a line that was cut short
-	size, err := appendTo(j.path(r.Handle.ID), line)
+	size, err := appendTo(j.Path(r.Handle.ID), line)
 	if err == nil && size > maxJournal {
 		err = j.compact(r.Handle.ID, line)
 	}
@@ -100,11 +109,11 @@ func appendTo(path string, line []byte) (int64, error) {
 }
 
 // compact leaves only the last line.
-func (j *journal) compact(id string, line []byte) error {
-	tmp := j.path(id) + ".new"
+func (j *Journal) compact(id string, line []byte) error {
+	tmp := j.Path(id) + ".new"
 	err := os.WriteFile(tmp, line, 0o600)
 	if err == nil {
-		err = os.Rename(tmp, j.path(id))
+		err = os.Rename(tmp, j.Path(id))
 	}
 	if err != nil {
 		_ = os.Remove(tmp)
@@ -112,22 +121,22 @@ func (j *journal) compact(id string, line []byte) error {
 	return err
 }
 
-// remove forgets a machine. Idempotent.
-func (j *journal) remove(id string) error {
-	if err := os.Remove(j.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// Remove forgets a machine. Idempotent.
+func (j *Journal) Remove(id string) error {
+	if err := os.Remove(j.Path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-// load reads every record. A file that cannot be understood yields a record in
-// phase starting with nothing but its ID, which recovery sweeps.
-func (j *journal) load() ([]record, error) {
+// Load reads every record. A file that cannot be understood yields one in
+// phase Starting with nothing but its ID, which recovery sweeps.
+func (j *Journal) Load() ([]Record, error) {
 	entries, err := os.ReadDir(j.dir)
 	if err != nil {
 		return nil, err
 	}
-	var list []record
+	var list []Record
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".json")
 		if !ok || driver.CheckID(id) != nil {
@@ -136,7 +145,7 @@ func (j *journal) load() ([]record, error) {
 			}
 			continue
 		}
-		raw, err := os.ReadFile(j.path(id))
+		raw, err := os.ReadFile(j.Path(id))
 		if err != nil {
 			return nil, err
 		}
@@ -145,10 +154,10 @@ func (j *journal) load() ([]record, error) {
 	return list, nil
 }
 
-func lastRecord(id string, raw []byte) record {
-	last := record{Phase: starting, Slot: noSlot, Handle: driver.Handle{ID: id}}
+func lastRecord(id string, raw []byte) Record {
+	last := Record{Phase: Starting, Slot: NoSlot, Handle: driver.Handle{ID: id}}
 	for line := range bytes.Lines(raw) {
-		var r record
+		var r Record
 		if json.Unmarshal(line, &r) == nil && r.Version == recordVersion && r.Handle.ID == id {
 			last = r
 		}
