@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/bench/figure"
+	"hearth/internal/bench/stock"
 	"hearth/internal/config"
 	"hearth/internal/hearth"
 )
@@ -71,7 +73,7 @@ type row struct {
 	number  string
 	name    string
 	pool    pool
-	measure func(*run, context.Context) ([]Figure, error)
+	measure func(*run, context.Context) ([]figure.Figure, error)
 }
 
 // pool says with what kind of server a row is measured.
@@ -112,11 +114,11 @@ func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Wr
 	}()
 	host := describeHost()
 	err = r.rows(ctx)
-	slices.SortStableFunc(r.figures, func(a, b Figure) int { return cmp.Compare(a.Row, b.Row) })
+	slices.SortStableFunc(r.figures, func(a, b figure.Figure) int { return cmp.Compare(a.Row, b.Row) })
 	if o.JSON {
-		return errors.Join(err, writeJSON(out, r.figures))
+		return errors.Join(err, figure.WriteJSON(out, r.figures))
 	}
-	return errors.Join(err, writeTable(out, host, r.figures))
+	return errors.Join(err, figure.WriteTable(out, host, r.figures))
 }
 
 // run is one run of the command.
@@ -125,10 +127,11 @@ type run struct {
 	opts     Options
 	progress io.Writer
 	dir      string // temporary
-	figures  []Figure
+	figures  []figure.Figure
 
-	server *server // nil until a row needs one
-	stock  *stock  // likewise
+	server *server                   // nil until a row needs one
+	stock  *stock.Maker              // likewise
+	warm   map[string]stock.Template // what the templates' sandboxes are made of, by name
 }
 
 // rows measures what was asked for. A row that fails does not cost the others,
@@ -141,7 +144,7 @@ func (r *run) rows(ctx context.Context) error {
 		}
 		figures, err := r.row(ctx, p)
 		if err != nil && len(figures) == 0 {
-			figures = []Figure{skipped(p.number, p.name, err.Error())}
+			figures = []figure.Figure{figure.Skipped(p.number, p.name, err.Error())}
 		}
 		r.figures = append(r.figures, figures...)
 		if err != nil {
@@ -154,9 +157,9 @@ func (r *run) rows(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (r *run) row(ctx context.Context, p row) ([]Figure, error) {
+func (r *run) row(ctx context.Context, p row) ([]figure.Figure, error) {
 	if p.pool == poolEmpty && r.opts.Running {
-		return []Figure{skipped(p.number, p.name, "a running server keeps its pool; measure without --data")}, nil
+		return []figure.Figure{figure.Skipped(p.number, p.name, "a running server keeps its pool; measure without --data")}, nil
 	}
 	if err := r.serve(ctx, p.pool); err != nil {
 		return nil, err
@@ -178,7 +181,7 @@ func (r *run) close(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	if r.stock != nil {
-		errs = append(errs, r.stock.close(ctx))
+		errs = append(errs, r.stock.Close(ctx))
 	}
 	if r.server != nil {
 		errs = append(errs, r.server.close(ctx))

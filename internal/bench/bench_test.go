@@ -159,16 +159,6 @@ func TestStub(t *testing.T) {
 	}
 }
 
-func TestQuietSaysWhatWasWrong(t *testing.T) {
-	err := quiet(t.Context(), "sh", "-c", "echo no such luck >&2; exit 3")
-	if err == nil || !strings.Contains(err.Error(), "no such luck") || !strings.Contains(err.Error(), "3") {
-		t.Errorf("got %v", err)
-	}
-	if err := quiet(t.Context(), "true"); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestSettingsStayOutOfTheEnvironment(t *testing.T) {
 	t.Setenv("HEARTH_LISTEN", "127.0.0.1:1")
 	for _, kv := range plainEnviron() {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"hearth/client"
+	"hearth/internal/bench/figure"
+	"hearth/internal/bench/stock"
 	"hearth/internal/guest"
 )
 
@@ -19,21 +21,21 @@ const (
 )
 
 // idleMemory is row 8.
-func (r *run) idleMemory(ctx context.Context) ([]Figure, error) {
-	var figures []Figure
+func (r *run) idleMemory(ctx context.Context) ([]figure.Figure, error) {
+	var figures []figure.Figure
 	for _, t := range []struct {
 		template string
-		target   target
-	}{{baseTemplate, target{p50: 16}}, {codeTemplate, target{p50: 45}}} {
+		target   figure.Target
+	}{{baseTemplate, figure.Target{P50: 16}}, {codeTemplate, figure.Target{P50: 45}}} {
 		ours, note, err := r.idle(ctx, t.template)
 		if err != nil {
 			return figures, err
 		}
-		ref := mebibytes("stock gVisor restore of the same checkpoint")
+		ref := figure.Mebibytes("stock gVisor restore of the same checkpoint")
 		if err := r.idleStock(ctx, ref, t.template); err != nil {
-			ref.skip(err.Error())
+			ref.Skip(err.Error())
 		}
-		f := ours.figure().against("8", t.target, ref.figure())
+		f := ours.Figure().Against("8", t.target, ref.Figure())
 		f.Note = note
 		figures = append(figures, f)
 	}
@@ -42,8 +44,8 @@ func (r *run) idleMemory(ctx context.Context) ([]Figure, error) {
 
 // idle keeps sandboxes alive, as many as were asked for and there is memory
 // for, and reads what each holds.
-func (r *run) idle(ctx context.Context, template string) (*samples, string, error) {
-	s := mebibytes("idle memory of a sandbox, " + template)
+func (r *run) idle(ctx context.Context, template string) (*figure.Samples, string, error) {
+	s := figure.Mebibytes("idle memory of a sandbox, " + template)
 	var alive []*client.Sandbox
 	defer func() {
 		for _, sb := range alive {
@@ -83,7 +85,7 @@ func (r *run) idle(ctx context.Context, template string) (*samples, string, erro
 		if err != nil {
 			return s, note, err
 		}
-		s.bytes(n)
+		s.Bytes(n)
 	}
 	return s, note + fmt.Sprintf("%d alive at once; usage of the cgroup less the page cache", len(alive)), nil
 }
@@ -100,31 +102,31 @@ func rest(ctx context.Context) error {
 }
 
 // idleStock does the same with a few stock machines.
-func (r *run) idleStock(ctx context.Context, s *samples, template string) (err error) {
+func (r *run) idleStock(ctx context.Context, s *figure.Samples, template string) (err error) {
 	w, err := r.learn(ctx, template)
 	if err != nil {
 		return err
 	}
-	var alive []*stockMachine
+	var alive []*stock.Machine
 	defer func() {
 		for _, m := range alive {
-			err = errors.Join(err, m.close(ctx))
+			err = errors.Join(err, m.Close(ctx))
 		}
 	}()
 	for range stockIdle {
-		m, err := r.stock.prepare(ctx, w)
+		m, err := r.stock.Prepare(ctx, w)
 		if err != nil {
 			return err
 		}
 		alive = append(alive, m)
-		if err := m.start(ctx); err != nil {
+		if err := m.Start(ctx); err != nil {
 			return err
 		}
-		if err := m.unseal(ctx); err != nil {
+		if err := m.Unseal(ctx); err != nil {
 			return err
 		}
 		if template == codeTemplate {
-			if _, err := m.do(ctx, "GET", guest.CodePort, "/health", nil); err != nil {
+			if _, err := m.Do(ctx, "GET", guest.CodePort, "/health", nil); err != nil {
 				return err
 			}
 		}
@@ -133,11 +135,11 @@ func (r *run) idleStock(ctx context.Context, s *samples, template string) (err e
 		return err
 	}
 	for _, m := range alive {
-		n, err := cgroupMemory(filepath.Join(r.stock.cgroup, m.id))
+		n, err := cgroupMemory(m.Group())
 		if err != nil {
 			return err
 		}
-		s.bytes(n)
+		s.Bytes(n)
 	}
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"hearth/client"
+	"hearth/internal/bench/figure"
+	"hearth/internal/bench/stock"
 	"hearth/internal/guest"
 )
 
@@ -74,15 +76,15 @@ func hits(pooled, of int) string {
 }
 
 // createEcho is row 1.
-func (r *run) createEcho(ctx context.Context) ([]Figure, error) {
-	ours := milliseconds("create to the output of echo, API")
-	runc, runsc := milliseconds("runc run true"), milliseconds("gVisor run true, stock")
+func (r *run) createEcho(ctx context.Context) ([]figure.Figure, error) {
+	ours := figure.Milliseconds("create to the output of echo, API")
+	runc, runsc := figure.Milliseconds("runc run true"), figure.Milliseconds("gVisor run true, stock")
 	bundle, err := r.trueBundle()
 	if err != nil {
 		return nil, err
 	}
 	if _, err := exec.LookPath("runc"); err != nil {
-		runc.skip("runc is not installed")
+		runc.Skip("runc is not installed")
 	}
 	served := 0
 	err = r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
@@ -90,7 +92,7 @@ func (r *run) createEcho(ctx context.Context) ([]Figure, error) {
 		if err != nil || i < warmups {
 			return err
 		}
-		if ours.took(took); pooled {
+		if ours.Took(took); pooled {
 			served++
 		}
 		id := fmt.Sprintf("bench-%d-true-%d", os.Getpid(), i)
@@ -99,24 +101,24 @@ func (r *run) createEcho(ctx context.Context) ([]Figure, error) {
 		r.contain(ctx, runsc, bundle, id, self, "runsc", "--root="+r.runscRoot(), "--network=none", "--ignore-cgroups")
 		return ctx.Err()
 	})
-	f := ours.figure().against("1", target{p50: 25, p99: 100}, runc.figure(), runsc.figure())
+	f := ours.Figure().Against("1", figure.Target{P50: 25, P99: 100}, runc.Figure(), runsc.Figure())
 	f.Note = hits(served, f.Runs)
-	return []Figure{f}, err
+	return []figure.Figure{f}, err
 }
 
 // contain measures a run of a bundle by an OCI runtime that this host may lack
 // the means for: at the first failure the figure is left out.
-func (r *run) contain(ctx context.Context, s *samples, bundle, id string, runtime ...string) {
-	if s.skipped != "" {
+func (r *run) contain(ctx context.Context, s *figure.Samples, bundle, id string, runtime ...string) {
+	if s.Skips() {
 		return
 	}
 	began := time.Now()
-	err := quiet(ctx, runtime[0], append(runtime[1:len(runtime):len(runtime)], "run", "--bundle", bundle, id)...)
+	err := stock.Quiet(ctx, runtime[0], append(runtime[1:len(runtime):len(runtime)], "run", "--bundle", bundle, id)...)
 	if err == nil {
-		s.took(time.Since(began))
+		s.Took(time.Since(began))
 		return
 	}
-	s.skip(err.Error())
+	s.Skip(err.Error())
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	if exec.CommandContext(clean, runtime[0], append(runtime[1:len(runtime):len(runtime)], "delete", "--force", id)...).Run() != nil {
@@ -161,82 +163,82 @@ func cell(ctx context.Context) func(*client.Sandbox) error {
 }
 
 // firstCell is row 3.
-func (r *run) firstCell(ctx context.Context) ([]Figure, error) {
-	ours := milliseconds("create to the result of the first cell, API")
-	ref := milliseconds("stock gVisor restore of the same checkpoint to its first cell")
+func (r *run) firstCell(ctx context.Context) ([]figure.Figure, error) {
+	ours := figure.Milliseconds("create to the result of the first cell, API")
+	ref := figure.Milliseconds("stock gVisor restore of the same checkpoint to its first cell")
 	served, every := 0, max(r.opts.Runs/r.slow(), 1)
 	err := r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
 		took, pooled, err := r.sandboxed(ctx, codeTemplate, cell(ctx))
 		if err != nil || i < warmups {
 			return err
 		}
-		if ours.took(took); pooled {
+		if ours.Took(took); pooled {
 			served++
 		}
 		if i%every == 0 {
-			r.restored(ctx, ref, codeTemplate, func(m *stockMachine) error {
-				return errors.Join(m.unseal(ctx), m.cell(ctx))
+			r.restored(ctx, ref, codeTemplate, func(m *stock.Machine) error {
+				return errors.Join(m.Unseal(ctx), stockCell(ctx, m))
 			})
 		}
 		return ctx.Err()
 	})
-	f := ours.figure().against("3", target{p50: 120}, ref.figure())
+	f := ours.Figure().Against("3", figure.Target{P50: 120}, ref.Figure())
 	f.Note = hits(served, f.Runs)
-	return []Figure{f}, err
+	return []figure.Figure{f}, err
 }
 
 // restored measures a stock restore to what work returns. The first failure
 // leaves the figure out.
-func (r *run) restored(ctx context.Context, s *samples, template string, work func(*stockMachine) error) {
-	if s.skipped != "" {
+func (r *run) restored(ctx context.Context, s *figure.Samples, template string, work func(*stock.Machine) error) {
+	if s.Skips() {
 		return
 	}
 	if err := r.restoredOnce(ctx, s, template, work); err != nil {
-		s.skip(err.Error())
+		s.Skip(err.Error())
 	}
 }
 
-func (r *run) restoredOnce(ctx context.Context, s *samples, template string, work func(*stockMachine) error) (err error) {
+func (r *run) restoredOnce(ctx context.Context, s *figure.Samples, template string, work func(*stock.Machine) error) (err error) {
 	w, err := r.learn(ctx, template)
 	if err != nil {
 		return err
 	}
 	r.server.settle(ctx)
-	m, err := r.stock.prepare(ctx, w)
+	m, err := r.stock.Prepare(ctx, w)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.close(ctx)) }()
+	defer func() { err = errors.Join(err, m.Close(ctx)) }()
 	began := time.Now()
-	if err := m.start(ctx); err != nil {
+	if err := m.Start(ctx); err != nil {
 		return err
 	}
 	if err := work(m); err != nil {
 		return err
 	}
-	s.took(time.Since(began))
+	s.Took(time.Since(began))
 	return nil
 }
 
 // emptyPool is row 4.
-func (r *run) emptyPool(ctx context.Context) ([]Figure, error) {
-	var figures []Figure
+func (r *run) emptyPool(ctx context.Context) ([]figure.Figure, error) {
+	var figures []figure.Figure
 	for _, t := range []struct {
 		template string
-		target   target
-	}{{baseTemplate, target{ratio: 0.6}}, {codeTemplate, target{ratio: 0.4}}} {
-		ours := milliseconds("pool empty, " + t.template + ", create to the first HTTP answer, API")
-		ref := milliseconds("stock gVisor restore of the same checkpoint to its first HTTP answer")
+		target   figure.Target
+	}{{baseTemplate, figure.Target{Ratio: 0.6}}, {codeTemplate, figure.Target{Ratio: 0.4}}} {
+		ours := figure.Milliseconds("pool empty, " + t.template + ", create to the first HTTP answer, API")
+		ref := figure.Milliseconds("stock gVisor restore of the same checkpoint to its first HTTP answer")
 		err := r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
 			took, _, err := r.sandboxed(ctx, t.template, health(ctx))
 			if err != nil || i < 1 {
 				return err
 			}
-			ours.took(took)
-			r.restored(ctx, ref, t.template, func(m *stockMachine) error { return m.answer(ctx) })
+			ours.Took(took)
+			r.restored(ctx, ref, t.template, func(m *stock.Machine) error { return m.Answer(ctx) })
 			return ctx.Err()
 		})
-		figures = append(figures, ours.figure().against("4", t.target, ref.figure()))
+		figures = append(figures, ours.Figure().Against("4", t.target, ref.Figure()))
 		if err != nil {
 			return figures, err
 		}

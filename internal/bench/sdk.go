@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"hearth/internal/bench/figure"
 )
 
 // The scripts first print {"sdk"}, the version. Told "go" on standard input they
@@ -27,13 +29,13 @@ var scriptJS []byte
 var scriptPython []byte
 
 // officialSDKs is row 2.
-func (r *run) officialSDKs(ctx context.Context) ([]Figure, error) {
+func (r *run) officialSDKs(ctx context.Context) ([]figure.Figure, error) {
 	stub, err := newStub()
 	if err != nil {
 		return nil, err
 	}
 	defer stub.close()
-	var figures []Figure
+	var figures []figure.Figure
 	for _, l := range []struct {
 		name string
 		find func(*run) (*exec.Cmd, error)
@@ -44,7 +46,7 @@ func (r *run) officialSDKs(ctx context.Context) ([]Figure, error) {
 			return figures, context.Cause(ctx)
 		}
 		if err != nil {
-			f = skipped("2", name, err.Error())
+			f = figure.Skipped("2", name, err.Error())
 		}
 		figures = append(figures, f)
 	}
@@ -52,16 +54,16 @@ func (r *run) officialSDKs(ctx context.Context) ([]Figure, error) {
 }
 
 // sdk measures one SDK against the server, in turn with the same against a stub.
-func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) (*exec.Cmd, error)) (Figure, error) {
-	ours, ref := milliseconds(name), milliseconds("the same against a stub that answers at once")
+func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) (*exec.Cmd, error)) (figure.Figure, error) {
+	ours, ref := figure.Milliseconds(name), figure.Milliseconds("the same against a stub that answers at once")
 	real, err := r.script(ctx, find, r.server.environ())
 	if err != nil {
-		return Figure{}, err
+		return figure.Figure{}, err
 	}
 	defer real.close()
 	empty, err := r.script(ctx, find, stub.environ())
 	if err != nil {
-		return Figure{}, err
+		return figure.Figure{}, err
 	}
 	defer empty.close()
 	served := 0
@@ -82,12 +84,12 @@ func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) 
 			return fmt.Errorf("against the stub: %w", err)
 		}
 		if i >= warmups {
-			ours.took(took)
-			ref.took(alone)
+			ours.Took(took)
+			ref.Took(alone)
 		}
 		return nil
 	})
-	f := ours.figure().against("2", target{p50: 60}, ref.figure())
+	f := ours.Figure().Against("2", figure.Target{P50: 60}, ref.Figure())
 	f.Note = real.sdk + "; " + hits(served, f.Runs)
 	return f, err
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -282,11 +280,6 @@ func (s *server) settle(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-// isolated returns a client that shares no connection with another.
-func isolated(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 }
 
 var errUnexpected = errors.New("the sandbox gave another answer than it should")

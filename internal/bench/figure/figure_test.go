@@ -1,4 +1,4 @@
-package bench
+package figure
 
 import (
 	"encoding/json"
@@ -35,10 +35,10 @@ func TestPercentile(t *testing.T) {
 }
 
 func TestFigureSummarizesUnsortedSamples(t *testing.T) {
-	s := milliseconds("x")
+	s := Milliseconds("x")
 	s.values = []float64{30, 10, 20}
 	want := Figure{Name: "x", Runs: 3, Min: 10, P50: 20, P95: 30, P99: 30, Unit: "ms", Reference: []Figure{}}
-	if diff := cmp.Diff(want, s.figure()); diff != "" {
+	if diff := cmp.Diff(want, s.Figure()); diff != "" {
 		t.Error(diff)
 	}
 	if s.values[0] != 30 {
@@ -47,27 +47,27 @@ func TestFigureSummarizesUnsortedSamples(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	ours := figure("ours", "ms", []float64{10, 20, 90})
-	ref := figure("reference", "ms", []float64{40})
-	gone := skipped("", "reference", "not installed")
+	ours := Of("ours", "ms", []float64{10, 20, 90})
+	ref := Of("reference", "ms", []float64{40})
+	gone := Skipped("", "reference", "not installed")
 	for _, tc := range []struct {
 		name    string
 		figure  Figure
-		target  target
+		target  Target
 		refs    []Figure
 		want    string
 		wantRef float64
 	}{
-		{"median and worst case within", ours, target{p50: 20, p99: 100}, nil, "met", 0},
-		{"median beyond", ours, target{p50: 19}, nil, "MISSED", 0},
-		{"worst case beyond", ours, target{p50: 20, p99: 89}, nil, "MISSED", 0},
-		{"ratio within", ours, target{ratio: 0.5}, []Figure{ref, gone}, "met", 0.5},
-		{"ratio beyond", ours, target{ratio: 0.4}, []Figure{ref}, "MISSED", 0.5},
-		{"nothing to compare with", ours, target{ratio: 0.4}, []Figure{gone}, "", 0},
-		{"only the first reference counts", ours, target{ratio: 0.4}, []Figure{gone, ref}, "", 0},
-		{"nothing measured", figure("ours", "ms", nil), target{p50: 1}, []Figure{ref}, "", 0},
+		{"median and worst case within", ours, Target{P50: 20, P99: 100}, nil, "met", 0},
+		{"median beyond", ours, Target{P50: 19}, nil, "MISSED", 0},
+		{"worst case beyond", ours, Target{P50: 20, P99: 89}, nil, "MISSED", 0},
+		{"ratio within", ours, Target{Ratio: 0.5}, []Figure{ref, gone}, "met", 0.5},
+		{"ratio beyond", ours, Target{Ratio: 0.4}, []Figure{ref}, "MISSED", 0.5},
+		{"nothing to compare with", ours, Target{Ratio: 0.4}, []Figure{gone}, "", 0},
+		{"only the first reference counts", ours, Target{Ratio: 0.4}, []Figure{gone, ref}, "", 0},
+		{"nothing measured", Of("ours", "ms", nil), Target{P50: 1}, []Figure{ref}, "", 0},
 	} {
-		f := tc.figure.against("1", tc.target, tc.refs...)
+		f := tc.figure.Against("1", tc.target, tc.refs...)
 		if f.verdict() != tc.want || math.Abs(f.Ratio-tc.wantRef) > 1e-9 {
 			t.Errorf("%s: got %q and ratio %v, want %q and %v", tc.name, f.verdict(), f.Ratio, tc.want, tc.wantRef)
 		}
@@ -77,10 +77,10 @@ func TestVerdicts(t *testing.T) {
 func TestJSONHasEveryKey(t *testing.T) {
 	var out strings.Builder
 	list := []Figure{
-		figure("a", "ms", []float64{1}).against("1", target{p50: 2}, figure("b", "ms", []float64{4})),
-		skipped("2", "c", "node is not installed"),
+		Of("a", "ms", []float64{1}).Against("1", Target{P50: 2}, Of("b", "ms", []float64{4})),
+		Skipped("2", "c", "node is not installed"),
 	}
-	if err := writeJSON(&out, list); err != nil {
+	if err := WriteJSON(&out, list); err != nil {
 		t.Fatal(err)
 	}
 	var got []map[string]any
@@ -104,17 +104,17 @@ func TestJSONHasEveryKey(t *testing.T) {
 
 func TestNoFiguresAreAnEmptyList(t *testing.T) {
 	var out strings.Builder
-	if err := writeJSON(&out, nil); err != nil || strings.TrimSpace(out.String()) != "[]" {
+	if err := WriteJSON(&out, nil); err != nil || strings.TrimSpace(out.String()) != "[]" {
 		t.Errorf("got %q, %v", out.String(), err)
 	}
 }
 
 func TestTable(t *testing.T) {
 	var out strings.Builder
-	f := figure("create", "ms", []float64{10, 20, 30}).against("1", target{p50: 25, p99: 100},
-		figure("runc run true", "ms", []float64{40}), skipped("", "other", "not installed"))
+	f := Of("create", "ms", []float64{10, 20, 30}).Against("1", Target{P50: 25, P99: 100},
+		Of("runc run true", "ms", []float64{40}), Skipped("", "other", "not installed"))
 	f.Note = "3 of 3 creates were served by the pool"
-	if err := writeTable(&out, "the host", []Figure{f, skipped("2", "SDK", "node is not installed")}); err != nil {
+	if err := WriteTable(&out, "the host", []Figure{f, Skipped("2", "SDK", "node is not installed")}); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{

@@ -1,4 +1,6 @@
-package bench
+// Package figure sums up measurements: percentiles of what was measured, the
+// references that were measured beside it, and whether a target was met.
+package figure
 
 import (
 	"encoding/json"
@@ -20,7 +22,7 @@ type Figure struct {
 	P50  float64 `json:"p50"`
 	P95  float64 `json:"p95"`
 	P99  float64 `json:"p99"`
-	Unit string  `json:"unit"` // "ms" or "MiB"
+	Unit string  `json:"unit"`
 
 	// Reference is what was measured beside it; the first one is what Ratio
 	// divides by.
@@ -32,12 +34,13 @@ type Figure struct {
 	Skipped   string   `json:"skipped,omitempty"` // why there are no figures
 }
 
-func skipped(row, name, why string) Figure {
+// Skipped is the figure of what could not be measured, with the reason.
+func Skipped(row, name, why string) Figure {
 	return Figure{Row: row, Name: name, Reference: []Figure{}, Skipped: why}
 }
 
-// figure summarizes samples.
-func figure(name, unit string, samples []float64) Figure {
+// Of summarizes samples.
+func Of(name, unit string, samples []float64) Figure {
 	f := Figure{Name: name, Unit: unit, Runs: len(samples), Reference: []Figure{}}
 	if len(samples) == 0 {
 		f.Skipped = "no run ended"
@@ -55,37 +58,52 @@ func percentile(sorted []float64, p float64) float64 {
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 
-// target is what a row has to reach; zero fields ask for nothing.
-type target struct {
-	p50, p99 float64 // at most, in the figure's unit
-	ratio    float64 // of the medians, to the first reference, at most
+// Target is what a row has to reach; zero fields ask for nothing.
+type Target struct {
+	P50, P99 float64 // at most, in the figure's unit
+	Least    float64 // the median, at least
+	Ratio    float64 // of the medians, to the first reference, at most
+	Times    float64 // the same ratio, at least
 }
 
-func (t target) String(unit string) string {
+func (t Target) text(unit string) string {
 	var parts []string
-	if t.p50 > 0 {
-		parts = append(parts, fmt.Sprintf("p50 <= %g %s", t.p50, unit))
-	}
-	if t.p99 > 0 {
-		parts = append(parts, fmt.Sprintf("p99 <= %g %s", t.p99, unit))
-	}
-	if t.ratio > 0 {
-		parts = append(parts, fmt.Sprintf("<= %gx", t.ratio))
+	for _, p := range []struct {
+		limit  float64
+		format string
+		args   []any
+	}{
+		{t.P50, "p50 <= %g %s", []any{t.P50, unit}},
+		{t.P99, "p99 <= %g %s", []any{t.P99, unit}},
+		{t.Least, ">= %g %s", []any{t.Least, unit}},
+		{t.Ratio, "<= %gx", []any{t.Ratio}},
+		{t.Times, ">= %gx", []any{t.Times}},
+	} {
+		if p.limit > 0 {
+			parts = append(parts, fmt.Sprintf(p.format, p.args...))
+		}
 	}
 	return strings.Join(parts, ", ")
 }
 
-// against completes a figure of row with its references and the verdict.
-func (f Figure) against(row string, t target, refs ...Figure) Figure {
-	f.Row, f.Target = row, t.String(f.Unit)
+// met reports whether a figure with its ratio reaches the target.
+func (t Target) met(f Figure) bool {
+	most := func(limit, got float64) bool { return limit == 0 || got <= limit }
+	least := func(limit, got float64) bool { return limit == 0 || got >= limit }
+	return most(t.P50, f.P50) && most(t.P99, f.P99) && least(t.Least, f.P50) && most(t.Ratio, f.Ratio) && least(t.Times, f.Ratio)
+}
+
+// Against completes a figure of row with its references and the verdict.
+func (f Figure) Against(row string, t Target, refs ...Figure) Figure {
+	f.Row, f.Target = row, t.text(f.Unit)
 	f.Reference = append(f.Reference, refs...)
 	if len(refs) > 0 && refs[0].P50 > 0 {
 		f.Ratio = f.P50 / refs[0].P50
 	}
-	if f.Skipped != "" || t.ratio > 0 && f.Ratio == 0 {
+	if f.Skipped != "" || f.Target == "" || (t.Ratio > 0 || t.Times > 0) && f.Ratio == 0 {
 		return f
 	}
-	met := (t.p50 == 0 || f.P50 <= t.p50) && (t.p99 == 0 || f.P99 <= t.p99) && (t.ratio == 0 || f.Ratio <= t.ratio)
+	met := t.met(f)
 	f.Met = &met
 	return f
 }
@@ -100,31 +118,49 @@ func (f Figure) verdict() string {
 	return "MISSED"
 }
 
-// samples collects one figure's measurements.
-type samples struct {
+// Samples collects one figure's measurements. Its methods are not safe for
+// concurrent use.
+type Samples struct {
 	name, unit string
 	values     []float64
 	skipped    string
 }
 
-func milliseconds(name string) *samples { return &samples{name: name, unit: "ms"} }
-func mebibytes(name string) *samples    { return &samples{name: name, unit: "MiB"} }
+// Milliseconds, Mebibytes and In collect samples of a thing in a unit.
+func Milliseconds(name string) *Samples { return In("ms", name) }
 
-func (s *samples) took(d time.Duration) { s.values = append(s.values, float64(d.Microseconds())/1000) }
-func (s *samples) bytes(n int64)        { s.values = append(s.values, float64(n)/(1<<20)) }
+// Mebibytes is In for sizes.
+func Mebibytes(name string) *Samples { return In("MiB", name) }
 
-// skip leaves the figure out, with the reason.
-func (s *samples) skip(why string) { s.skipped = why }
+// In collects samples of any unit.
+func In(unit, name string) *Samples { return &Samples{name: name, unit: unit} }
 
-func (s *samples) figure() Figure {
-	f := figure(s.name, s.unit, s.values)
+// Add takes one sample, in the figure's unit.
+func (s *Samples) Add(v float64) { s.values = append(s.values, v) }
+
+// Took takes a duration for a figure in ms.
+func (s *Samples) Took(d time.Duration) { s.values = append(s.values, float64(d.Microseconds())/1000) }
+
+// Bytes takes a size for a figure in MiB.
+func (s *Samples) Bytes(n int64) { s.values = append(s.values, float64(n)/(1<<20)) }
+
+// Skip leaves the figure out, with the reason.
+func (s *Samples) Skip(why string) { s.skipped = why }
+
+// Skips reports whether the figure is left out.
+func (s *Samples) Skips() bool { return s.skipped != "" }
+
+// Figure sums up.
+func (s *Samples) Figure() Figure {
+	f := Of(s.name, s.unit, s.values)
 	if s.skipped != "" {
 		f.Skipped = s.skipped
 	}
 	return f
 }
 
-func writeJSON(w io.Writer, list []Figure) error {
+// WriteJSON writes the list as JSON.
+func WriteJSON(w io.Writer, list []Figure) error {
 	if list == nil {
 		list = []Figure{}
 	}
@@ -133,8 +169,8 @@ func writeJSON(w io.Writer, list []Figure) error {
 	return e.Encode(list)
 }
 
-// writeTable prints every figure with its references below it.
-func writeTable(w io.Writer, host string, list []Figure) error {
+// WriteTable prints every figure with its references below it.
+func WriteTable(w io.Writer, host string, list []Figure) error {
 	if _, err := fmt.Fprintf(w, "%s\n\n", host); err != nil {
 		return err
 	}
