@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,10 +42,10 @@ const (
 
 // Options are the command's flags.
 type Options struct {
-	Rows      []string      `default:"1,2,3,4,8" placeholder:"N,..." help:"Rows to measure: 1 create and echo, 2 the same with the official SDKs, 3 first cell of a code interpreter, 4 start with the pool empty, 8 idle memory."`
+	Rows      []string      `placeholder:"N,..." help:"Rows to measure; all when empty: 1 create and echo, 2 the same with the official SDKs, 3 first cell of a code interpreter, 4 start with the pool empty, 5 burst, 6 creates without pause, 7 a command, 8 idle memory, 8b sandboxes alive at once, 9 idle CPU, 10 pause, 13 upload and download, 14 cost of the edge, 15 guest daemon, 16 API of a crowded store."`
 	Runs      int           `default:"30" help:"Runs of what takes milliseconds; slow references get fewer."`
 	Sandboxes int           `default:"60" help:"Sandboxes of each template that row 8 keeps alive, if there is memory for them."`
-	Limit     time.Duration `default:"20m" help:"Time after which no further run begins."`
+	Limit     time.Duration `default:"60m" help:"Time after which no further run begins."`
 	JSON      bool          `name:"json" help:"Print a list of figures instead of a table."`
 
 	// Running says that the data directory's own server is to be measured, with
@@ -54,7 +56,7 @@ type Options struct {
 func (o Options) check() error {
 	for _, r := range o.Rows {
 		if !slices.ContainsFunc(plan(), func(p row) bool { return p.number == r }) {
-			return hearth.Errorf(hearth.InvalidArgument, "rows: there is no row %q; there are 1, 2, 3, 4 and 8", r)
+			return hearth.Errorf(hearth.InvalidArgument, "rows: there is no row %q; there are %s", r, strings.Join(numbers(), ", "))
 		}
 	}
 	switch {
@@ -80,8 +82,11 @@ type row struct {
 type pool int
 
 const (
-	poolFull  pool = iota // as configured
-	poolEmpty             // no machine is ever ready
+	poolFull     pool = iota // as configured
+	poolLarge                // a burst's worth of machines is ready
+	poolEmpty                // no machine is ever ready
+	withFewRows              // as configured; a few sandboxes are in the store
+	withManyRows             // likewise, and very many
 )
 
 // plan lists the rows in the order in which they are measured.
@@ -90,9 +95,41 @@ func plan() []row {
 		{"1", "create and echo", poolFull, (*run).createEcho},
 		{"2", "create and echo with the official SDKs", poolFull, (*run).officialSDKs},
 		{"3", "first cell of a code interpreter", poolFull, (*run).firstCell},
+		{"7", "a command in a running sandbox", poolFull, (*run).runTrue},
+		{"13", "upload and download", poolFull, (*run).transfers},
+		{"14", "what the edge costs", poolFull, (*run).edgeLatency},
+		{"15", "the guest daemon", poolFull, (*run).guestDaemon},
+		{"10", "pause", poolFull, (*run).pauses},
+		{"6", "creates without pause", poolFull, (*run).sustainedCreates},
+		{"9", "idle CPU", poolFull, (*run).idleCPU},
 		{"8", "idle memory", poolFull, (*run).idleMemory},
+		{"8b", "sandboxes alive at once", poolFull, (*run).aliveAtOnce},
+		{"5", "burst, pool full", poolLarge, (*run).burstFull},
+		{"5", "burst, pool empty", poolEmpty, (*run).burstEmpty},
 		{"4", "start with the pool empty", poolEmpty, (*run).emptyPool},
+		{"16", "API of a crowded store", withFewRows, (*run).crowdedAPI},
 	}
+}
+
+// numbers are the rows there are, each once, in the order of the targets.
+func numbers() []string {
+	var list []string
+	for _, p := range plan() {
+		if !slices.Contains(list, p.number) {
+			list = append(list, p.number)
+		}
+	}
+	slices.SortFunc(list, byNumber)
+	return list
+}
+
+// byNumber puts "8b" between "8" and "9", and "10" after that.
+func byNumber(a, b string) int {
+	number := func(s string) int {
+		n, _ := strconv.Atoi(strings.TrimRight(s, "b")) // rows have numbers
+		return n
+	}
+	return cmp.Or(cmp.Compare(number(a), number(b)), cmp.Compare(a, b))
 }
 
 // Run measures the rows and prints them to out; progress goes to progress. It
@@ -114,7 +151,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Wr
 	}()
 	host := describeHost()
 	err = r.rows(ctx)
-	slices.SortStableFunc(r.figures, func(a, b figure.Figure) int { return cmp.Compare(a.Row, b.Row) })
+	slices.SortStableFunc(r.figures, func(a, b figure.Figure) int { return byNumber(a.Row, b.Row) })
 	if o.JSON {
 		return errors.Join(err, figure.WriteJSON(out, r.figures))
 	}
@@ -139,7 +176,7 @@ type run struct {
 func (r *run) rows(ctx context.Context) error {
 	var errs []error
 	for _, p := range plan() {
-		if !slices.Contains(r.opts.Rows, p.number) {
+		if len(r.opts.Rows) > 0 && !slices.Contains(r.opts.Rows, p.number) {
 			continue
 		}
 		figures, err := r.row(ctx, p)
@@ -158,8 +195,8 @@ func (r *run) rows(ctx context.Context) error {
 }
 
 func (r *run) row(ctx context.Context, p row) ([]figure.Figure, error) {
-	if p.pool == poolEmpty && r.opts.Running {
-		return []figure.Figure{figure.Skipped(p.number, p.name, "a running server keeps its pool; measure without --data")}, nil
+	if p.pool != poolFull && r.opts.Running {
+		return []figure.Figure{figure.Skipped(p.number, p.name, "a running server keeps its pool and its store; measure without --data")}, nil
 	}
 	if err := r.serve(ctx, p.pool); err != nil {
 		return nil, err

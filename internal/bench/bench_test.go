@@ -24,7 +24,7 @@ func TestOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Options){
-		"rows":      func(o *Options) { o.Rows = []string{"1", "9"} },
+		"rows":      func(o *Options) { o.Rows = []string{"1", "99"} },
 		"runs":      func(o *Options) { o.Runs = 0 },
 		"sandboxes": func(o *Options) { o.Sandboxes = maxSandboxes + 1 },
 		"limit":     func(o *Options) { o.Limit = -time.Second },
@@ -165,5 +165,23 @@ func TestSettingsStayOutOfTheEnvironment(t *testing.T) {
 		if strings.HasPrefix(kv, "HEARTH_") {
 			t.Errorf("%s is passed on", kv)
 		}
+	}
+}
+
+func TestRowsAreInTheOrderOfTheTargets(t *testing.T) {
+	want := "1 2 3 4 5 6 7 8 8b 9 10 13 14 15 16"
+	if got := strings.Join(numbers(), " "); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestOvertakes(t *testing.T) {
+	for want, ends := range map[int][]time.Duration{0: {1, 2, 3}, 1: {1, 3, 2}, 2: {3, 2, 1}} {
+		if got := overtakes(ends); got != want {
+			t.Errorf("%v: got %d, want %d", ends, got, want)
+		}
+	}
+	if got := overtakes(nil); got != 0 {
+		t.Errorf("nobody: got %d", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,6 +77,22 @@ func cgroupMemory(group string) (int64, error) {
 		return 0, err
 	}
 	return held - reclaimable(string(stat), prefix), nil
+}
+
+// cgroupCPU is what a cgroup, named below the hierarchies' root, has used.
+func cgroupCPU(group string) (time.Duration, error) {
+	const root = "/sys/fs/cgroup"
+	if raw, err := os.ReadFile(root + "/cpuacct" + group + "/cpuacct.usage"); err == nil {
+		ns, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+		return time.Duration(ns), err
+	}
+	raw, err := os.ReadFile(root + group + "/cpu.stat")
+	if err != nil {
+		return 0, err
+	}
+	var us int64
+	_, err = fmt.Sscanf(string(raw), "usage_usec %d", &us) // the first line
+	return time.Duration(us) * time.Microsecond, err
 }
 
 // reclaimable sums the file pages of a memory.stat. Shared memory, which cannot

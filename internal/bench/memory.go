@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"hearth/client"
@@ -42,61 +44,153 @@ func (r *run) idleMemory(ctx context.Context) ([]figure.Figure, error) {
 	return figures, nil
 }
 
-// idle keeps sandboxes alive, as many as were asked for and there is memory
-// for, and reads what each holds.
+// idle reads what each of many sandboxes holds that have nothing to do.
 func (r *run) idle(ctx context.Context, template string) (*figure.Samples, string, error) {
 	s := figure.Mebibytes("idle memory of a sandbox, " + template)
-	var alive []*client.Sandbox
+	note := ""
+	err := r.alive(ctx, template, r.opts.Sandboxes, nil, func(list []*client.Sandbox, why string) error {
+		note = why
+		if err := rest(ctx, idleTime); err != nil {
+			return err
+		}
+		r.server.settle(ctx)
+		for _, sb := range list {
+			m, err := r.server.of(sb.ID)
+			if err != nil {
+				return err
+			}
+			n, err := cgroupMemory(filepath.Join(r.server.cfg.Node.Cgroup, m.Handle.ID))
+			if err != nil {
+				return err
+			}
+			s.Bytes(n)
+		}
+		return nil
+	})
+	return s, note + "; usage of the cgroup less the page cache", err
+}
+
+// alive makes up to n sandboxes, as many as there is memory for, uses each, if
+// there is a use, and hands them over. They are killed in the end.
+func (r *run) alive(ctx context.Context, template string, n int, use func(context.Context, *client.Sandbox) error, then func(list []*client.Sandbox, note string) error) error {
+	var list []*client.Sandbox
 	defer func() {
-		for _, sb := range alive {
+		for _, sb := range list {
 			r.kill(ctx, sb)
 		}
 	}()
 	r.server.settle(ctx)
-	note := ""
-	err := r.times(ctx, r.opts.Sandboxes, func(ctx context.Context, i int) error {
+	why := ""
+	err := r.times(ctx, n, func(ctx context.Context, _ int) error {
 		if memInfo("MemAvailable") < memInfo("MemTotal")/leaveAlone {
-			note = fmt.Sprintf("%d sandboxes were kept alive, not %d: memory is short; ", len(alive), r.opts.Sandboxes)
+			why = "memory is short"
 			return errShort
 		}
 		sb, err := r.create(ctx, template)
-		if e, ok := errors.AsType[*client.Error](err); ok && e.Status == http.StatusTooManyRequests && len(alive) > 0 {
-			note = fmt.Sprintf("%d sandboxes were kept alive, not %d: the server takes no more; ", len(alive), r.opts.Sandboxes)
+		if e, ok := errors.AsType[*client.Error](err); ok && e.Status == http.StatusTooManyRequests && len(list) > 0 {
+			why = "the server takes no more"
 			return errShort
 		}
-		if err == nil {
-			alive = append(alive, sb)
+		if err != nil {
+			return err
 		}
-		return err
+		list = append(list, sb)
+		if use != nil {
+			return use(ctx, sb)
+		}
+		return nil
 	})
 	if err != nil && !errors.Is(err, errShort) {
-		return s, note, err
+		return err
 	}
-	if err := rest(ctx); err != nil {
-		return s, note, err
+	note := fmt.Sprintf("%d alive at once", len(list))
+	if why != "" {
+		note = fmt.Sprintf("%d alive at once, not %d: %s", len(list), n, why)
 	}
-	r.server.settle(ctx)
-	for _, sb := range alive {
-		m, err := r.server.of(sb.ID)
+	return then(list, note)
+}
+
+// aliveAtOnce is row 8b: code interpreters, each of which has run a cell.
+func (r *run) aliveAtOnce(ctx context.Context) ([]figure.Figure, error) {
+	const enough = 330
+	s := figure.In("alive", "code interpreters alive at once, each having answered a cell")
+	note := ""
+	err := r.alive(ctx, codeTemplate, enough, func(ctx context.Context, sb *client.Sandbox) error { return cell(ctx)(sb) },
+		func(list []*client.Sandbox, why string) error {
+			note = why + "; all answered another one afterwards"
+			for _, sb := range list {
+				if err := cell(ctx)(sb); err != nil {
+					return err
+				}
+			}
+			s.Add(float64(len(list)))
+			return nil
+		})
+	f := s.Figure().Against("8b", figure.Target{Least: 300})
+	f.Note = note
+	return []figure.Figure{f}, err
+}
+
+// idleCPU is row 9.
+func (r *run) idleCPU(ctx context.Context) ([]figure.Figure, error) {
+	const many, over = 50, 10 * time.Second
+	live := figure.In("% of a core", fmt.Sprintf("idle CPU of %d sandboxes together", many))
+	pooled := figure.In("% of a core", "idle CPU of the pools' machines together")
+	note := ""
+	measure := func(s *figure.Samples, ids []string) error {
+		before, err := r.cpu(ids)
 		if err != nil {
-			return s, note, err
+			return err
 		}
-		n, err := cgroupMemory(filepath.Join(r.server.cfg.Node.Cgroup, m.Handle.ID))
-		if err != nil {
-			return s, note, err
+		began := time.Now()
+		if err := rest(ctx, over); err != nil {
+			return err
 		}
-		s.Bytes(n)
+		after, err := r.cpu(ids)
+		s.Add(100 * float64(after-before) / float64(time.Since(began)))
+		return err
 	}
-	return s, note + fmt.Sprintf("%d alive at once; usage of the cgroup less the page cache", len(alive)), nil
+	err := r.alive(ctx, baseTemplate, many, nil, func(list []*client.Sandbox, why string) error {
+		note = fmt.Sprintf("%s; over %s", why, over)
+		r.server.settle(ctx)
+		var ids []string
+		for _, sb := range list {
+			m, err := r.server.of(sb.ID)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, m.Handle.ID)
+		}
+		if err := rest(ctx, idleTime); err != nil {
+			return err
+		}
+		return errors.Join(measure(live, ids), measure(pooled, slices.Collect(maps.Keys(r.server.ready()))))
+	})
+	f := live.Figure().Against("9", figure.Target{P50: 5})
+	f.Note = note
+	return []figure.Figure{f, pooled.Figure().Against("9", figure.Target{P50: 0.1})}, err
+}
+
+// cpu is what machines have used in all.
+func (r *run) cpu(machines []string) (time.Duration, error) {
+	var sum time.Duration
+	for _, id := range machines {
+		d, err := cgroupCPU(filepath.Join(r.server.cfg.Node.Cgroup, id))
+		if err != nil {
+			return 0, err
+		}
+		sum += d
+	}
+	return sum, nil
 }
 
 var errShort = errors.New("there is no room for more sandboxes")
 
-func rest(ctx context.Context) error {
+func rest(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(idleTime):
+	case <-time.After(d):
 		return nil
 	}
 }
@@ -131,7 +225,7 @@ func (r *run) idleStock(ctx context.Context, s *figure.Samples, template string)
 			}
 		}
 	}
-	if err := rest(ctx); err != nil {
+	if err := rest(ctx, idleTime); err != nil {
 		return err
 	}
 	for _, m := range alive {

@@ -65,8 +65,14 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	c.Log.Level = "warn"
 	c.Node.Overcommit = maxOvercommit // the memory that is there is what bounds row 8
 	c.Sandbox.Max = max(c.Sandbox.Max, r.opts.Sandboxes+10)
-	if kind == poolEmpty {
+	switch kind {
+	case poolEmpty:
 		c.Node.Pool = 0
+	case poolLarge:
+		c.Builtin, c.Node.Pool = []string{baseTemplate}, burstSize
+	}
+	if err := fill(ctx, c.Data, kind.rows()); err != nil {
+		return err
 	}
 	r.server = &server{cfg: &c, pool: kind, file: filepath.Join(r.dir, "hearth.yaml"), exited: make(chan struct{})}
 	if err := r.server.start(ctx, r.progress); err != nil {
@@ -182,8 +188,9 @@ func (s *server) close(ctx context.Context) error {
 type record struct {
 	Phase  string `json:"phase"`
 	Handle struct {
-		ID  string `json:"id"`
-		Dir string `json:"dir"`
+		ID    string `json:"id"`
+		Dir   string `json:"dir"`
+		State []byte `json:"state"` // the driver's own
 	} `json:"handle"`
 	Resources hearth.Resources  `json:"resources"`
 	Restored  hearth.SnapshotID `json:"restored"`
@@ -248,7 +255,7 @@ func (s *server) ready() map[string]bool {
 // full as they get. A server that never comes to rest is measured as it is.
 func (s *server) settle(ctx context.Context) {
 	want := 0
-	if s.pool == poolFull {
+	if s.pool != poolEmpty {
 		want = s.cfg.Node.Pool * len(s.cfg.Builtin)
 	}
 	give := time.Now().Add(fullTime)

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,6 +138,15 @@ func (m *Machine) Close(ctx context.Context) error {
 
 // Start runs gVisor's command line to its end.
 func (m *Machine) Start(ctx context.Context) error { return Quiet(ctx, self, m.args...) }
+
+// Checkpoint writes the machine to dir and ends it, as gVisor's command line does.
+func (m *Machine) Checkpoint(ctx context.Context, dir string) error {
+	at := slices.Index(m.args, "restore")
+	if at < 0 {
+		return errors.New("the machine was not restored")
+	}
+	return Quiet(ctx, self, slices.Concat(m.args[:at], []string{"checkpoint", "--image-path=" + dir, m.id})...)
+}
 
 // Quiet runs a program; what it complains of is in the error. The output is a
 // file because a detached machine inherits it.

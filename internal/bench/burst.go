@@ -1,0 +1,175 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/bench/figure"
+	"hearth/internal/bench/stock"
+)
+
+const (
+	burstSize  = 20
+	sustained  = 15 * time.Second // of creates one after the other
+	burstLimit = 1000             // ms, of row 5
+)
+
+// burstFull and burstEmpty are row 5: many creates at once, each used.
+func (r *run) burstFull(ctx context.Context) ([]figure.Figure, error) {
+	return r.bursts(ctx, "burst of 20, pool full, until all have answered echo", figure.Target{P50: burstLimit})
+}
+
+func (r *run) burstEmpty(ctx context.Context) ([]figure.Figure, error) {
+	return r.bursts(ctx, "burst of 20, pool empty, until all have answered echo", figure.Target{})
+}
+
+func (r *run) bursts(ctx context.Context, name string, t figure.Target) ([]figure.Figure, error) {
+	ours := figure.Milliseconds(name)
+	overtaken, of := 0, 0
+	err := r.times(ctx, r.slow(), func(ctx context.Context, _ int) error {
+		r.server.settle(ctx)
+		took, ends, err := r.burst(ctx, burstSize)
+		if err != nil {
+			return err
+		}
+		ours.Took(took)
+		overtaken += overtakes(ends)
+		of += len(ends) - 1
+		return nil
+	})
+	f := ours.Figure().Against("5", t)
+	f.Note = fmt.Sprintf("no create failed; of %d neighbours in the order of their requests %d ended the other way round", of, overtaken)
+	return []figure.Figure{f}, err
+}
+
+// burst makes n sandboxes at once and runs echo in each. It returns the time
+// until the last has answered, and when each create returned, in the order in
+// which the requests were sent.
+func (r *run) burst(ctx context.Context, n int) (time.Duration, []time.Duration, error) {
+	made := make([]*client.Sandbox, n)
+	errs := make([]error, n)
+	ends := make([]time.Duration, n)
+	began := time.Now()
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			if made[i], errs[i] = r.create(ctx, baseTemplate); errs[i] == nil {
+				ends[i] = time.Since(began)
+				errs[i] = echo(ctx)(made[i])
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(began)
+	var gone sync.WaitGroup
+	for _, sb := range made {
+		if sb != nil {
+			gone.Go(func() { r.kill(ctx, sb) })
+		}
+	}
+	gone.Wait()
+	return took, ends, errors.Join(errs...)
+}
+
+// overtakes counts neighbours of which the later one ended first.
+func overtakes(ends []time.Duration) int {
+	n := 0
+	for i := 1; i < len(ends); i++ {
+		if ends[i] < ends[i-1] {
+			n++
+		}
+	}
+	return n
+}
+
+// sustainedCreates is row 6: creates without pause, on as many threads as there
+// are cores, beside stock restores in the same way.
+func (r *run) sustainedCreates(ctx context.Context) ([]figure.Figure, error) {
+	ours := figure.In("1/s", "creates a second, each killed after its first HTTP answer, API")
+	rate, err := each(ctx, func(ctx context.Context) error {
+		sb, err := r.create(ctx, baseTemplate)
+		if err != nil {
+			return err
+		}
+		defer r.kill(ctx, sb)
+		return health(ctx)(sb)
+	})
+	if err != nil {
+		return nil, err
+	}
+	ours.Add(rate)
+	ref := figure.In("1/s", "stock gVisor restores of the same checkpoint a second, likewise")
+	r.server.settle(ctx)
+	if rate, err = r.stockRate(ctx); err != nil {
+		ref.Skip(err.Error())
+	} else {
+		ref.Add(rate)
+	}
+	f := ours.Figure().Against("6", figure.Target{Times: 3}, ref.Figure())
+	f.Note = fmt.Sprintf("%d at once for %s each; no create failed", runtime.NumCPU(), sustained)
+	return []figure.Figure{f}, nil
+}
+
+// stockRate prepares machines one at a time, which is not what is measured:
+// networks are made in the background by a server, too.
+func (r *run) stockRate(ctx context.Context) (float64, error) {
+	w, err := r.learn(ctx, baseTemplate)
+	if err != nil {
+		return 0, err
+	}
+	var turn sync.Mutex
+	return each(ctx, func(ctx context.Context) (err error) {
+		turn.Lock()
+		m, err := r.stock.Prepare(ctx, w)
+		turn.Unlock()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, closeStock(ctx, &turn, m)) }()
+		if err := m.Start(ctx); err != nil {
+			return err
+		}
+		return m.Answer(ctx)
+	})
+}
+
+func closeStock(ctx context.Context, turn *sync.Mutex, m *stock.Machine) error {
+	turn.Lock()
+	defer turn.Unlock()
+	return m.Close(ctx)
+}
+
+// each runs f over and over, on every core, and returns how often it ended in a
+// second. The first error ends all.
+func each(ctx context.Context, f func(context.Context) error) (float64, error) {
+	began := time.Now()
+	counts, errs := make([]int, runtime.NumCPU()), make([]error, runtime.NumCPU())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var all sync.WaitGroup
+	for i := range counts {
+		all.Go(func() {
+			for time.Since(began) < sustained && ctx.Err() == nil {
+				step, done := context.WithTimeout(ctx, stepTime)
+				errs[i] = f(step)
+				done()
+				if errs[i] != nil {
+					cancel()
+					return
+				}
+				counts[i]++
+			}
+		})
+	}
+	all.Wait()
+	n := 0
+	for _, c := range counts {
+		n += c
+	}
+	return float64(n) / time.Since(began).Seconds(), errors.Join(errs...)
+}

@@ -1,0 +1,212 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/bench/figure"
+	"hearth/internal/guest"
+)
+
+// This file measures what happens in a sandbox that runs: rows 7, 13, 14, 15.
+
+// within makes a sandbox for as long as work takes.
+func (r *run) within(ctx context.Context, template string, work func(*client.Sandbox) error) error {
+	sb, err := r.create(ctx, template)
+	if err != nil {
+		return err
+	}
+	defer r.kill(ctx, sb)
+	return work(sb)
+}
+
+// runTrue is row 7.
+func (r *run) runTrue(ctx context.Context) ([]figure.Figure, error) {
+	ours := figure.Milliseconds("commands.run('true') in a running sandbox, API to exit code")
+	ref := figure.Milliseconds("bash -l -c true on the host")
+	err := r.within(ctx, baseTemplate, func(sb *client.Sandbox) error {
+		return r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
+			began := time.Now()
+			res, err := sb.Commands.Run(ctx, "true", client.RunOptions{})
+			took := time.Since(began)
+			if err != nil || res.ExitCode != 0 {
+				return errors.Join(err, errUnexpected)
+			}
+			began = time.Now()
+			if err := exec.CommandContext(ctx, "bash", "-l", "-c", "true").Run(); err != nil {
+				return err
+			}
+			if i >= warmups {
+				ours.Took(took)
+				ref.Took(time.Since(began))
+			}
+			return nil
+		})
+	})
+	return []figure.Figure{ours.Figure().Against("7", figure.Target{P50: 30}, ref.Figure())}, err
+}
+
+// straight returns the sandbox as seen by a client that connects to the guest's
+// own address instead of the edge, as only root of its host can.
+func (r *run) straight(ctx context.Context, sb *client.Sandbox) (*client.Sandbox, error) {
+	m, err := r.server.of(sb.ID)
+	if err != nil {
+		return nil, err
+	}
+	var state struct{ Net struct{ Guest netip.Prefix } }
+	if err := json.Unmarshal(m.Handle.State, &state); err != nil || !state.Net.Guest.IsValid() {
+		return nil, errors.Join(err, errors.New("the sandbox's driver does not say its address"))
+	}
+	at := netip.AddrPortFrom(state.Net.Guest.Addr(), guest.Port)
+	c, err := client.New(client.Options{APIKey: r.server.key, APIURL: r.server.url, SandboxURL: "http://" + at.String()})
+	if err != nil {
+		return nil, err
+	}
+	return c.Connect(ctx, sb.ID, life)
+}
+
+const bulk = 100 << 20 // bytes of a transfer
+
+// transfers is row 13.
+func (r *run) transfers(ctx context.Context) ([]figure.Figure, error) {
+	up, upRef := figure.In("MB/s", "upload of 100 MB through the edge"), figure.In("MB/s", "the same straight into the sandbox")
+	down, downRef := figure.In("MB/s", "download of 100 MB through the edge"), figure.In("MB/s", "the same straight from the sandbox")
+	content := bytes.Repeat([]byte("hearth: "), bulk/8)
+	rate := func(s *figure.Samples, d time.Duration) { s.Add(bulk / 1e6 / d.Seconds()) }
+	err := r.within(ctx, baseTemplate, func(edge *client.Sandbox) error {
+		direct, err := r.straight(ctx, edge)
+		if err != nil {
+			return err
+		}
+		return r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
+			for _, way := range []struct {
+				sb       *client.Sandbox
+				up, down *figure.Samples
+			}{{edge, up, down}, {direct, upRef, downRef}} {
+				began := time.Now()
+				if _, err := way.sb.Files.Write(ctx, "/home/user/bulk", bytes.NewReader(content)); err != nil {
+					return err
+				}
+				wrote := time.Since(began)
+				began = time.Now()
+				if err := drain(ctx, way.sb); err != nil {
+					return err
+				}
+				if i > 0 {
+					rate(way.up, wrote)
+					rate(way.down, time.Since(began))
+				}
+			}
+			return nil
+		})
+	})
+	t := figure.Target{Times: 0.9}
+	return []figure.Figure{up.Figure().Against("13", t, upRef.Figure()), down.Figure().Against("13", t, downRef.Figure())}, err
+}
+
+func drain(ctx context.Context, sb *client.Sandbox) error {
+	f, err := sb.Files.Open(ctx, "/home/user/bulk")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	n, err := io.Copy(io.Discard, f)
+	if err == nil && n != bulk {
+		err = fmt.Errorf("%d bytes: %w", n, errUnexpected)
+	}
+	return err
+}
+
+// edgeLatency is row 14.
+func (r *run) edgeLatency(ctx context.Context) ([]figure.Figure, error) {
+	const requests = 1000
+	extra := figure.Milliseconds("what the edge adds to a request over a kept connection")
+	ways := []*figure.Samples{figure.Milliseconds("request through the edge"), figure.Milliseconds("request straight to the sandbox")}
+	err := r.within(ctx, baseTemplate, func(edge *client.Sandbox) error {
+		direct, err := r.straight(ctx, edge)
+		if err != nil {
+			return err
+		}
+		return r.times(ctx, requests+warmups, func(ctx context.Context, i int) error {
+			var took [2]time.Duration
+			for w, sb := range []*client.Sandbox{edge, direct} {
+				began := time.Now()
+				if err := ping(ctx, sb); err != nil {
+					return err
+				}
+				took[w] = time.Since(began)
+			}
+			if i >= warmups {
+				extra.Took(took[0] - took[1])
+				ways[0].Took(took[0])
+				ways[1].Took(took[1])
+			}
+			return nil
+		})
+	})
+	f := extra.Figure().Against("14", figure.Target{P50: 0.15})
+	f.Reference = append(f.Reference, ways[0].Figure(), ways[1].Figure())
+	f.Note = "pairs in turn; the figure is the difference within a pair"
+	return []figure.Figure{f}, err
+}
+
+// ping asks the daemon whether it is well and reads the whole answer, so that
+// the connection is used again.
+func ping(ctx context.Context, sb *client.Sandbox) error {
+	resp, err := sb.Request(ctx, http.MethodGet, guest.Port, "/health", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+const daemonIdle = 10 * time.Second
+
+// guestDaemon is row 15.
+func (r *run) guestDaemon(ctx context.Context) ([]figure.Figure, error) {
+	size, resident := figure.Mebibytes("guest daemon, its program"), figure.Mebibytes("guest daemon, resident")
+	cpu := figure.In("%", "guest daemon, CPU while idle")
+	err := r.within(ctx, baseTemplate, func(sb *client.Sandbox) error {
+		ask := func(line string) (int64, error) {
+			res, err := sb.Commands.Run(ctx, line, client.RunOptions{User: "root"})
+			if err != nil {
+				return 0, err
+			}
+			return strconv.ParseInt(strings.TrimSpace(res.Stdout), 10, 64)
+		}
+		for _, q := range []struct {
+			line string
+			into *figure.Samples
+			unit int64
+		}{
+			{"stat -L -c %s /proc/1/exe", size, 1},
+			{"awk '/^VmRSS/{print $2}' /proc/1/status", resident, 1 << 10},
+		} {
+			n, err := ask(q.line)
+			if err != nil {
+				return err
+			}
+			q.into.Bytes(n * q.unit)
+		}
+		// In one command: starting one costs the daemon time of its own.
+		ticks, err := ask(fmt.Sprintf("t() { awk '{print $14+$15}' /proc/1/stat; }; a=$(t); sleep %d; echo $(($(t)-a))", int(daemonIdle.Seconds())))
+		cpu.Add(float64(ticks) / daemonIdle.Seconds()) // a tick is a hundredth of a second
+		return err
+	})
+	return []figure.Figure{
+		size.Figure().Against("15", figure.Target{P50: 12}), resident.Figure().Against("15", figure.Target{P50: 10}), cpu.Figure().Against("15", figure.Target{P50: 0.1}),
+	}, err
+}
