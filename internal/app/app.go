@@ -70,6 +70,7 @@ type App struct {
 	lock    *lock
 	db      *sqlstore.Store
 	blobs   *fileblob.Store
+	shelf   *shelf.Shelf
 	driver  *gvisor.Driver
 	network *slots
 	agent   *agent.Agent
@@ -127,8 +128,11 @@ func (a *App) openStores(ctx context.Context) (err error) {
 	if a.db, err = sqlstore.Open(ctx, a.path(databaseFile)); err != nil {
 		return err
 	}
-	a.blobs, err = fileblob.Open(a.path("blobs"))
-	return err
+	if a.blobs, err = fileblob.Open(a.path("blobs")); err != nil {
+		return err
+	}
+	a.shelf = shelf.New(a.blobs)
+	return nil
 }
 
 // openAuth makes the first team and its key on the first start.
@@ -203,7 +207,7 @@ func (a *App) openNode(ctx context.Context) error {
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20,
 	}, agent.Deps{
 		Drivers: map[string]driver.Driver{a.driver.Name(): a.driver},
-		Network: a.network, Blobs: a.blobs, Log: a.opts.Log,
+		Network: a.network, Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
 			return agentclient.New(dial, secret)
 		},
@@ -267,7 +271,7 @@ func binaryDigest(bin []byte) string {
 
 func (a *App) openControl(ctx context.Context) error {
 	a.control = control.New(control.Deps{
-		Store: a.db, Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: shelf.New(a.blobs), Now: time.Now, Log: a.opts.Log,
+		Store: a.db, Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
 		Limits: control.Limits{Sandboxes: a.cfg.Sandbox.Max, MaxTimeout: a.cfg.Sandbox.MaxTimeout},
 	})
 	return a.control.Reconcile(ctx)
@@ -288,7 +292,7 @@ func (a *App) openBuilder(ctx context.Context) error {
 		return err
 	}
 	a.builder = builder.New(builder.Deps{
-		Rows: a.db, Blobs: a.blobs, Node: a.agent, Images: image.NewMaker(a.cache),
+		Rows: a.db, Blobs: a.blobs, Shelf: a.shelf, Node: a.agent, Images: image.NewMaker(a.cache),
 		Guest: func(id hearth.SandboxID, token string) builder.Guest {
 			return newBuildGuest(a.agent, id, token)
 		},

@@ -56,6 +56,11 @@ type blobs interface {
 	List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error]
 }
 
+// shelf removes the files of a snapshot; a missing one is not an error.
+type shelf interface {
+	Remove(ctx context.Context, id hearth.SnapshotID) error
+}
+
 // host is what the builder needs of node.Service.
 type host interface {
 	Start(ctx context.Context, req node.StartRequest) (*node.Instance, error)
@@ -101,7 +106,8 @@ type Guest interface {
 // Deps are the parts a Builder works with.
 type Deps struct {
 	Rows   rows
-	Blobs  blobs
+	Blobs  blobs // layers
+	Shelf  shelf
 	Node   host
 	Images images
 

@@ -154,6 +154,21 @@ func (g *shell) Start(_ context.Context, c Command, out func(Output)) (<-chan in
 	return ch, nil
 }
 
+// shelfOf removes what lies below snapshots/ID/.
+type shelfOf struct{ blobs blob.Local }
+
+func (s shelfOf) Remove(ctx context.Context, id hearth.SnapshotID) error {
+	for info, err := range s.blobs.List(ctx, "snapshots/"+string(id)+"/") {
+		if err == nil {
+			err = s.blobs.Delete(ctx, info.Key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type rig struct {
 	*Builder
 	node  *scripted
@@ -185,7 +200,7 @@ func newRig(t *testing.T, change func(*Deps)) *rig {
 func (r *rig) again(t *testing.T, change func(*Deps)) *Builder {
 	t.Helper()
 	deps := Deps{
-		Rows: r.rows, Blobs: r.blobs, Node: r.node, Images: r.maker, DriverKey: "key-1", Daemon: "d1",
+		Rows: r.rows, Blobs: r.blobs, Shelf: shelfOf{r.blobs}, Node: r.node, Images: r.maker, DriverKey: "key-1", Daemon: "d1",
 		Guest: func(hearth.SandboxID, string) Guest { return r.guest },
 	}
 	if change != nil {

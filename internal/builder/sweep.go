@@ -2,12 +2,9 @@ package builder
 
 import (
 	"context"
-	"errors"
-	"path"
 	"time"
 
 	"hearth/internal/hearth"
-	"hearth/internal/node"
 	"hearth/internal/store"
 )
 
@@ -123,41 +120,18 @@ func (b *Builder) scrap(ctx context.Context, build *hearth.Build) error {
 	if build.Warm == "" {
 		return nil
 	}
-	return b.dropSnapshot(ctx, id, build.Warm)
+	return b.dropSnapshot(ctx, build.Warm)
 }
 
-// dropSnapshot removes a snapshot's row and files. The node knows of one that
-// was cut off between its files and its row.
-func (b *Builder) dropSnapshot(ctx context.Context, machine hearth.SandboxID, id hearth.SnapshotID) error {
-	snap, err := b.deps.Rows.Snapshot(ctx, id)
-	if hearth.KindOf(err) == hearth.NotFound && err != nil && machine != "" {
-		snap, err = b.deps.Node.Pause(ctx, machine, node.PauseRequest{Into: id, Forget: true})
-	}
-	if err != nil {
-		if hearth.KindOf(err) == hearth.NotFound {
-			return nil
-		}
+// dropSnapshot removes a snapshot, files before row, so that none is forgotten.
+func (b *Builder) dropSnapshot(ctx context.Context, id hearth.SnapshotID) error {
+	if err := b.deps.Shelf.Remove(ctx, id); err != nil {
 		return err
 	}
 	if err := b.deps.Rows.DeleteSnapshot(ctx, id); err != nil && hearth.KindOf(err) != hearth.NotFound {
 		return err
 	}
-	var errs []error
-	for _, f := range snap.Files {
-		errs = append(errs, b.deps.Blobs.Delete(ctx, f.Blob))
-		// What else the node keeps of the snapshot lies beside its files.
-		dir := path.Dir(f.Blob)
-		if path.Base(dir) != string(id) {
-			continue
-		}
-		for info, err := range b.deps.Blobs.List(ctx, dir+"/") {
-			if err == nil {
-				err = b.deps.Blobs.Delete(ctx, info.Key)
-			}
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // retire removes what the template's other builds kept for a driver that this
@@ -173,7 +147,7 @@ func (b *Builder) retire(ctx context.Context, j *job) {
 		}
 		snap, serr := b.deps.Rows.Snapshot(ctx, old.Warm)
 		if serr == nil && snap.Key != b.deps.DriverKey {
-			err = b.dropSnapshot(ctx, "", old.Warm)
+			err = b.dropSnapshot(ctx, old.Warm)
 		}
 	}
 	if err != nil {

@@ -94,7 +94,7 @@ type Spec struct {
 	Resources hearth.Resources
 	Net       Attachment
 	Hostname  string
-	From      *Checkpoint // nil boots
+	From      *Checkpoint // nil boots; its files stay where they are until the machine is closed
 }
 
 // Attachment is the network slot prepared by package netns.
@@ -123,10 +123,24 @@ type Checkpoint struct {
 	Files  []string `json:"files"` // plain names in Dir
 
 	// Base is the checkpoint that this one refers to, possibly layered itself: a
-	// driver may write only what changed since Spec.From. Its files must stay as
+	// driver may write only what changed since Spec.From. It is Spec.From, or a
+	// Base of it, and its owner knows it by its Dir. Its files must stay as
 	// they are while this one, or a machine started from it, exists. Nil: this
 	// one stands alone.
 	Base *Checkpoint `json:"-"`
+}
+
+// MaxLayers is how many checkpoints may lie on each other, the lowest counted: a
+// driver writes one that stands alone rather than a deeper one.
+const MaxLayers = 16
+
+// Layers counts the checkpoints that c is made of, itself included; nil has none.
+func (c *Checkpoint) Layers() int {
+	n := 0
+	for ; c != nil; c = c.Base {
+		n++
+	}
+	return n
 }
 
 // Usage is what a machine has used so far, by the host's accounting.

@@ -132,11 +132,12 @@ type Build struct {
 // Snapshot is a frozen sandbox.
 type Snapshot struct {
 	ID      SnapshotID
-	Build   BuildID // its layers lie below the snapshot's own writes
-	Parent  SnapshotID
-	Driver  string // name of the driver that wrote it
-	Key     string // driver version, CPU and kernel it needs; compared for equality before a restore
-	Memory  bool   // false: disk only, resume boots
+	Build   BuildID    // its layers lie below the snapshot's own writes
+	Parent  SnapshotID // what the machine was restored from
+	Base    SnapshotID // what its files refer to: only the changes since are in them; empty if they stand alone
+	Driver  string     // name of the driver that wrote it
+	Key     string     // driver version, CPU and kernel it needs; compared for equality before a restore
+	Memory  bool       // false: disk only, resume boots
 	Files   []File
 	Created time.Time
 }

@@ -11,7 +11,12 @@ import (
 	"hearth/internal/hearth"
 )
 
-const stateFile = "guest.json" // the one file of a checkpoint: guest memory, a JSON object
+// The one file of a checkpoint: guest memory, a JSON object; or, of one that has
+// a base, an object of what changed, null for what is gone.
+const (
+	stateFile = "guest.json"
+	deltaFile = "delta.json"
+)
 
 // Driver starts machines on a Host.
 type Driver struct{ host *Host }
@@ -66,15 +71,46 @@ func (d *Driver) load(from *driver.Checkpoint) (map[string]string, error) {
 		return nil, hearth.Errorf(hearth.FailedPrecondition,
 			"checkpoint was written by %s %q, this host is %s %q", from.Driver, from.Key, Name, d.host.cfg.Key)
 	}
-	raw, err := os.ReadFile(filepath.Join(from.Dir, stateFile))
+	name, memory := stateFile, map[string]string{}
+	if from.Base != nil {
+		var err error
+		if memory, err = d.load(from.Base); err != nil {
+			return nil, err
+		}
+		name = deltaFile
+	}
+	raw, err := os.ReadFile(filepath.Join(from.Dir, name))
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint cannot be read")
 	}
-	memory := map[string]string{}
-	if err := json.Unmarshal(raw, &memory); err != nil {
+	changed := map[string]*string{}
+	if err := json.Unmarshal(raw, &changed); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
+	for k, v := range changed {
+		if v == nil {
+			delete(memory, k)
+		} else {
+			memory[k] = *v
+		}
+	}
 	return memory, nil
+}
+
+// difference is what a layer on top of base holds.
+func difference(base, memory map[string]string) map[string]*string {
+	changed := map[string]*string{}
+	for k := range base {
+		if _, still := memory[k]; !still {
+			changed[k] = nil
+		}
+	}
+	for k, v := range memory {
+		if before, was := base[k]; !was || before != v {
+			changed[k] = &v
+		}
+	}
+	return changed
 }
 
 // Attach finds a living machine by its handle. A handle of an earlier machine
@@ -107,9 +143,9 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 	return os.RemoveAll(h.Dir)
 }
 
-// save writes a guest's memory into dir and syncs it.
-func save(dir string, memory []byte) error {
-	f, err := os.OpenFile(filepath.Join(dir, stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// save writes a guest's memory into a file and syncs it.
+func save(file string, memory []byte) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

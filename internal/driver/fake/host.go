@@ -53,6 +53,9 @@ type Config struct {
 	Key string
 	// DiskOnly makes a host whose checkpoints cannot keep memory.
 	DiskOnly bool
+	// Layered makes checkpoints of restored machines hold only what changed. What
+	// they refer to is read again, so that it must still be there.
+	Layered bool
 }
 
 // Host is a fake machine room. Methods are safe for concurrent use.

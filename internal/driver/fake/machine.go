@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -112,18 +113,29 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 	if !m.frozen() {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.spec.ID)
 	}
-	memory, err := json.Marshal(m.guest.snapshot(m.host.cfg.DiskOnly))
+	c := &driver.Checkpoint{Driver: Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}}
+	var state any = m.guest.snapshot(m.host.cfg.DiskOnly)
+	if m.host.cfg.Layered && m.spec.From != nil && m.spec.From.Layers() < driver.MaxLayers {
+		base, err := New(m.host).load(m.spec.From)
+		if err != nil {
+			return nil, err
+		}
+		c.Files, c.Base = []string{deltaFile}, m.spec.From
+		state = difference(base, m.guest.snapshot(m.host.cfg.DiskOnly))
+	}
+	memory, err := json.Marshal(state)
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "guest memory cannot be written")
 	}
+	file := filepath.Join(dir, c.Files[0])
 	if err := m.host.before(ctx, Checkpoint, m.spec.ID); err != nil {
-		_ = save(dir, memory[:len(memory)/2])
+		_ = save(file, memory[:len(memory)/2])
 		return nil, err
 	}
-	if err := save(dir, memory); err != nil {
+	if err := save(file, memory); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint cannot be written")
 	}
-	return &driver.Checkpoint{Driver: Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}}, nil
+	return c, nil
 }
 
 // Usage is what Guest.SetUsage set.

@@ -43,8 +43,14 @@ func testguest(g *fake.Guest) {
 	g.ServeHTTP(8080, mux)
 }
 
-func TestConformance(t *testing.T) {
-	h := fake.NewHost(fake.Config{Program: testguest})
+func TestConformance(t *testing.T) { conformance(t, fake.Config{Program: testguest}) }
+
+func TestConformanceOfLayeredCheckpoints(t *testing.T) {
+	conformance(t, fake.Config{Program: testguest, Layered: true})
+}
+
+func conformance(t *testing.T, cfg fake.Config) {
+	h := fake.NewHost(cfg)
 	n := 0
 	specOf := func(t *testing.T) driver.Spec { n++; return spec(t, fmt.Sprintf("conf-%d", n)) }
 	drivertest.Run(t, drivertest.Env{

@@ -13,7 +13,7 @@
 //	control.key          32 random bytes, 0600: guests' control secrets are derived from it
 //	machines/ID.json     the journal, see package journal; 0600, it holds sandboxes' tokens and environment
 //	run/ID/              the driver's own directory of a machine
-//	restore/ID/          links to a snapshot's files while a machine is restored
+//	restore/ID/          links to the files of the snapshot that a machine was restored from, while it lives
 //	checkpoint/ID/       a checkpoint being written, before its files become blobs
 package agent
 
@@ -101,7 +101,8 @@ type Guest interface {
 type Deps struct {
 	Drivers map[string]driver.Driver // by name
 	Network Network
-	Blobs   blob.Local
+	Blobs   blob.Local   // has the layers
+	Shelf   *shelf.Shelf // nobody else holds anything on it
 	Guest   func(dial Dialer, control string) Guest
 
 	Memory func() (Memory, error) // of the host; default: /proc/meminfo
@@ -179,7 +180,7 @@ func New(cfg Config, deps Deps) *Agent {
 	life, end := context.WithCancelCause(context.Background())
 	return &Agent{
 		cfg: cfg, deps: deps, log: deps.Log, now: deps.Now,
-		journal: journal.New(cfg.Dir), hub: feed.New(), shelf: shelf.New(deps.Blobs), queue: turn.NewQueue(cfg.Starts, cfg.Queue),
+		journal: journal.New(cfg.Dir), hub: feed.New(), shelf: deps.Shelf, queue: turn.NewQueue(cfg.Starts, cfg.Queue),
 		life: life, end: end,
 		caps:    map[string]driver.Capabilities{},
 		boxes:   map[hearth.SandboxID]*box{},

@@ -18,8 +18,14 @@ import (
 )
 
 func TestConformance(t *testing.T) {
+	conformance(t, fake.Config{Program: nodetest.Daemon})
+}
+
+func TestConformanceWithLayeredCheckpoints(t *testing.T) { conformance(t, layered) }
+
+func conformance(t *testing.T, cfg fake.Config) {
 	nodetest.Run(t, func(t *testing.T) *nodetest.Env {
-		w := newWorld(t)
+		w := newWorldOf(t, cfg)
 		a := w.open(agent.Config{})
 		t.Cleanup(a.Close)
 		return &nodetest.Env{

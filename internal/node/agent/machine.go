@@ -206,7 +206,13 @@ func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return a.journal.Remove(mc.id())
+	if err := a.journal.Remove(mc.id()); err != nil {
+		return err
+	}
+	if err := a.shelf.Release(ctx, mc.id()); err != nil {
+		a.log.Warn("files of a removed snapshot remain until the next start", "snapshot", mc.rec.Restored, "err", err)
+	}
+	return nil
 }
 
 // killMachine closes a machine, and sweeps what Close could not free.

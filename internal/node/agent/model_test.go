@@ -34,7 +34,7 @@ type modelBox struct {
 // and all that the host holds, with the model.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{world: newWorld(t)}
+		m := &model{world: newWorldOf(t, layered)}
 		m.a = m.open(agent.Config{})
 		for range 3 {
 			m.boxes = append(m.boxes, &modelBox{req: m.request()})
@@ -45,11 +45,18 @@ func TestModel(t *testing.T) {
 			"pause":   m.onOne(m.pause1),
 			"poke":    m.onOne(m.poke1),
 			"kill":    m.onOne(m.kill1),
+			"forget":  m.onOne(m.forget1),
 			"restart": func(*rapid.T) { m.a.Close(); m.a = m.open(agent.Config{}) },
 			"":        m.check,
 		})
 		m.on(nil)
 		m.shutdown(m.a)
+		for _, b := range m.boxes {
+			m.forget1(rt, b)
+		}
+		if k := m.blobs.keys(); len(k) != 0 {
+			rt.Fatalf("blobs that nobody needs: %v", k)
+		}
 	})
 }
 
@@ -115,8 +122,20 @@ func (m *model) pause1(rt *rapid.T, b *modelBox) {
 	case err != nil && !hit:
 		rt.Fatalf("Pause: %v", err)
 	case err == nil:
+		m.forget1(rt, b)
 		b.runs, b.saved, b.req.Restore = false, b.word, snap
 	}
+}
+
+// forget1 removes a sandbox's snapshot, as the control plane does when it runs again.
+func (m *model) forget1(rt *rapid.T, b *modelBox) {
+	if b.req.Restore == nil {
+		return
+	}
+	if err := m.shelf.Remove(m.t.Context(), b.req.Restore.ID); err != nil {
+		rt.Fatal(err)
+	}
+	b.req.Restore, b.saved = nil, ""
 }
 
 func (m *model) poke1(rt *rapid.T, b *modelBox) {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -260,7 +259,6 @@ func (a *Agent) makePaused(ctx context.Context, pl plan) (*machine, error) {
 		a.discard(ctx, mc)
 		return nil, err
 	}
-	_ = os.RemoveAll(a.dir("restore", mc.id())) // discard tries again
 	return mc, nil
 }
 

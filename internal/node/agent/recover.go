@@ -28,6 +28,9 @@ func (a *Agent) Open(ctx context.Context) error {
 	if err != nil {
 		return shelf.DiskError(err, "the journal of machines cannot be read")
 	}
+	if err := a.holdAll(ctx, list); err != nil {
+		return err
+	}
 	a.work.Add(1)
 	defer a.work.Done()
 	var all turn.Batch
@@ -36,6 +39,9 @@ func (a *Agent) Open(ctx context.Context) error {
 	}
 	_ = all.Wait() // recover reports
 	if err := a.sweepDirs(ctx); err != nil {
+		return err
+	}
+	if err := a.shelf.Sweep(ctx); err != nil {
 		return err
 	}
 	if err := a.deps.Network.Sweep(ctx, a.slots()); err != nil {
@@ -53,15 +59,26 @@ func (a *Agent) Open(ctx context.Context) error {
 	return nil
 }
 
+// holdAll keeps what machines were restored from, before anything can remove it.
+func (a *Agent) holdAll(ctx context.Context, list []journal.Record) error {
+	for _, rec := range list {
+		if rec.Restored == "" {
+			continue
+		}
+		if err := a.shelf.Hold(ctx, rec.Handle.ID, rec.Restored); err != nil && hearth.KindOf(err) != hearth.NotFound {
+			return err
+		}
+	}
+	return nil
+}
+
 // prepare makes directories and the key, and asks what drivers and host can do.
 func (a *Agent) prepare(ctx context.Context) error {
 	if !filepath.IsAbs(a.cfg.Dir) {
 		return hearth.Errorf(hearth.InvalidArgument, "the node's directory %q is not absolute", a.cfg.Dir)
 	}
-	for _, d := range []string{"restore", "checkpoint"} { // never needed by a later process
-		if err := os.RemoveAll(a.dir(d)); err != nil {
-			return shelf.DiskError(err, "the node's directory cannot be cleaned")
-		}
+	if err := os.RemoveAll(a.dir("checkpoint")); err != nil { // never needed by a later process
+		return shelf.DiskError(err, "the node's directory cannot be cleaned")
 	}
 	for _, d := range []string{"machines", "run", "restore", "checkpoint"} {
 		if err := os.MkdirAll(a.dir(d), 0o700); err != nil {
@@ -269,6 +286,18 @@ func (a *Agent) slots() []int {
 
 // sweepDirs removes machines' directories that no record names.
 func (a *Agent) sweepDirs(ctx context.Context) error {
+	laid, err := os.ReadDir(a.dir("restore"))
+	if err != nil {
+		return shelf.DiskError(err, "the snapshots' directory cannot be read")
+	}
+	for _, e := range laid {
+		if _, err := os.Stat(a.journal.Path(e.Name())); err == nil {
+			continue
+		}
+		if err := os.RemoveAll(a.dir("restore", e.Name())); err != nil {
+			return shelf.DiskError(err, "a stray directory cannot be removed")
+		}
+	}
 	entries, err := os.ReadDir(a.dir("run"))
 	if err != nil {
 		return shelf.DiskError(err, "the machines' directory cannot be read")

@@ -42,10 +42,14 @@ func (a *Agent) layers(ctx context.Context, b *hearth.Build) ([]string, error) {
 	return paths, nil
 }
 
-// checkpoint makes a snapshot usable by a driver, in a directory of the machine's.
+// checkpoint makes a snapshot usable by a driver, in a directory of the
+// machine's. Both stay until the machine is taken down.
 func (a *Agent) checkpoint(ctx context.Context, machine string, s *hearth.Snapshot) (*driver.Checkpoint, error) {
 	if s == nil {
 		return nil, nil
+	}
+	if err := a.shelf.Hold(ctx, machine, s.ID); err != nil {
+		return nil, err
 	}
 	dir := a.dir("restore", machine)
 	if err := os.Mkdir(dir, 0o700); err != nil {

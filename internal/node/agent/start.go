@@ -270,7 +270,6 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 		return nil, err
 	}
 	a.count(&a.cold)
-	_ = os.RemoveAll(a.dir("restore", mc.id())) // discard tries again
 	return inst, nil
 }
 

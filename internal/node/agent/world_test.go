@@ -22,6 +22,7 @@ import (
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent"
+	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/nodetest"
 )
 
@@ -30,6 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var (
 	errBoom = errors.New("boom")
 	small   = hearth.Resources{VCPUs: 1, MemoryMiB: 64, DiskMiB: 64}
+	layered = fake.Config{Program: nodetest.Daemon, Layered: true}
 )
 
 // world is what outlives an agent: the host, its network, its disk.
@@ -39,14 +41,17 @@ type world struct {
 	host  *fake.Host
 	slots *slots
 	blobs *tappedBlobs
+	shelf *shelf.Shelf // of the newest agent
 
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
 	free int64 // host memory available
 }
 
-func newWorld(t testing.TB) *world {
-	w := &world{t: t, dir: t.TempDir(), host: fake.NewHost(fake.Config{Program: nodetest.Daemon}), free: 8 << 30}
+func newWorld(t testing.TB) *world { return newWorldOf(t, fake.Config{Program: nodetest.Daemon}) }
+
+func newWorldOf(t testing.TB, cfg fake.Config) *world {
+	w := &world{t: t, dir: t.TempDir(), host: fake.NewHost(cfg), free: 8 << 30}
 	w.slots = &slots{w: w, limit: 1000, used: map[int]hearth.Network{}}
 	store, err := fileblob.Open(t.TempDir())
 	if err != nil {
@@ -99,9 +104,10 @@ func (w *world) setFree(n int64) {
 
 func (w *world) agent(cfg agent.Config) *agent.Agent {
 	cfg.Dir = w.dir
+	w.shelf = shelf.New(w.blobs)
 	return agent.New(cfg, agent.Deps{
 		Drivers: map[string]driver.Driver{fake.Name: fake.New(w.host)},
-		Network: w.slots, Blobs: w.blobs, Memory: w.memory,
+		Network: w.slots, Blobs: w.blobs, Shelf: w.shelf, Memory: w.memory,
 		Guest: func(dial agent.Dialer, control string) agent.Guest {
 			return &tapped{w: w, Client: &nodetest.Client{Dial: nodetest.Dial(dial), Control: control}}
 		},
@@ -168,7 +174,7 @@ func (w *world) wantWord(a *agent.Agent, req node.StartRequest, want string) {
 // wantHeld fails unless exactly n machines, slots and records are there.
 func (w *world) wantHeld(n int) {
 	w.t.Helper()
-	if got := w.held(); got != fmt.Sprintf("%d machines, %d slots, %d records, %d run, 0 restore, 0 checkpoint", n, n, n, n) {
+	if got := w.held(); got != fmt.Sprintf("%d machines, %d slots, %d records, %d run, 0 checkpoint, 0 restored without a record", n, n, n, n) {
 		w.t.Fatalf("held: %s; want %d of each", got, n)
 	}
 }
@@ -176,14 +182,25 @@ func (w *world) wantHeld(n int) {
 func (w *world) held() string {
 	w.t.Helper()
 	s := fmt.Sprintf("%d machines, %d slots", len(w.host.Machines()), w.slots.count())
-	for _, d := range []string{"machines", "run", "restore", "checkpoint"} {
-		entries, err := os.ReadDir(filepath.Join(w.dir, d))
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		s += fmt.Sprintf(", %d %s", len(entries), strings.Replace(d, "machines", "records", 1))
+	for _, d := range []string{"machines", "run", "checkpoint"} {
+		s += fmt.Sprintf(", %d %s", len(w.entries(d)), strings.Replace(d, "machines", "records", 1))
 	}
-	return s
+	records := w.entries("machines")
+	laid := slices.DeleteFunc(w.entries("restore"), func(id string) bool { return slices.Contains(records, id+".json") })
+	return s + fmt.Sprintf(", %d restored without a record", len(laid))
+}
+
+func (w *world) entries(dir string) []string {
+	w.t.Helper()
+	list, err := os.ReadDir(filepath.Join(w.dir, dir))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 // shutdown stops everything and fails unless nothing is left.

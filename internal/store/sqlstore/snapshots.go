@@ -9,11 +9,11 @@ import (
 	"hearth/internal/store"
 )
 
-const snapshotColumns = `id, build, parent, driver, host_key, memory, files_json, created_at`
+const snapshotColumns = `id, build, parent, base, driver, host_key, memory, files_json, created_at`
 
 func scanSnapshot(row scanner) (*hearth.Snapshot, error) {
 	var s hearth.Snapshot
-	err := row.Scan(&s.ID, &s.Build, &s.Parent, &s.Driver, &s.Key, &s.Memory, fromJSON{&s.Files}, at{&s.Created})
+	err := row.Scan(&s.ID, &s.Build, &s.Parent, &s.Base, &s.Driver, &s.Key, &s.Memory, fromJSON{&s.Files}, at{&s.Created})
 	return &s, err
 }
 
@@ -27,8 +27,8 @@ func (s *Store) CreateSnapshot(ctx context.Context, snap *hearth.Snapshot) error
 		return err
 	}
 	return s.change(ctx, durable, func(tx *sql.Tx) error {
-		_, err := exec(tx, `INSERT INTO snapshots (`+snapshotColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			snap.ID, snap.Build, snap.Parent, snap.Driver, snap.Key, snap.Memory, files, nanos(snap.Created))
+		_, err := exec(tx, `INSERT INTO snapshots (`+snapshotColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			snap.ID, snap.Build, snap.Parent, snap.Base, snap.Driver, snap.Key, snap.Memory, files, nanos(snap.Created))
 		if taken(err) {
 			return hearth.Wrap(hearth.AlreadyExists, err, "snapshot %q exists already", snap.ID)
 		}

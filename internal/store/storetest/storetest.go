@@ -91,7 +91,7 @@ func fails(t *testing.T, err error, kind hearth.Kind) {
 
 func snapshots(t *testing.T, s store.Store) {
 	ctx := context.Background()
-	a := &hearth.Snapshot{ID: "s1", Build: "b1", Parent: "s0", Driver: "gvisor", Key: "v1/cpu", Memory: true,
+	a := &hearth.Snapshot{ID: "s1", Build: "b1", Parent: "s0", Base: "s0", Driver: "gvisor", Key: "v1/cpu", Memory: true,
 		Files: []hearth.File{{Name: "memory", Blob: "a/b", Bytes: 1 << 40, SHA256: "ff"}}, Created: epoch}
 	b := &hearth.Snapshot{ID: "s0", Created: epoch.Add(-time.Hour)}
 	ok(t, s.CreateSnapshot(ctx, a))

@@ -3,8 +3,16 @@
 //
 // A snapshot is the blobs below snapshots/ID/: the driver's files and, written
 // last and removed first, manifest.json. So whoever finds the manifest finds
-// all of it, also after a crash. To delete a snapshot, delete the manifest, then
-// everything with the prefix; Remove does.
+// all of it, also after a crash.
+//
+// A snapshot may refer to another one, its Base, and then holds only what
+// changed since. So removing one takes its files only when nothing refers to it
+// any more; until then the empty blob "removed" marks it, and nobody finds it.
+// What refers to a snapshot is another one on the shelf, or a machine that was
+// restored from it: see Hold. The references between snapshots are in their
+// manifests, those of machines in the journal of the node, and nowhere else.
+//
+// One Shelf at a time may change the snapshots of a store; others may read.
 package shelf
 
 import (
@@ -15,7 +23,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,40 +34,58 @@ import (
 )
 
 const (
+	root         = "snapshots/"
 	manifestName = "manifest.json"
-	maxManifest  = 1 << 20 // bytes that are read back
-	maxVerified  = 65536   // files remembered as verified
+	removedName  = "removed" // marks a snapshot that is there only for those that refer to it
+	maxManifest  = 1 << 20   // bytes that are read back
 )
 
-// manifest is the JSON of manifest.json. It holds no secrets.
+// manifest is the JSON of manifest.json. It holds no secrets. SHA256 is that of
+// the other two fields, encoded with an empty SHA256; manifests of the first
+// version of this format have none, and no Base.
 type manifest struct {
 	Sandbox  hearth.SandboxID `json:"sandbox"`
 	Snapshot hearth.Snapshot  `json:"snapshot"`
+	SHA256   string           `json:"sha256,omitempty"` // lower-case hex
+}
+
+func (m manifest) sum() (string, error) {
+	m.SHA256 = ""
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return "", hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // Shelf is the snapshots in one blob store. Methods are safe for concurrent
-// use, for one snapshot at a time.
+// use; Put and Remove for one snapshot at a time.
 type Shelf struct {
-	blobs   blob.Local
-	reading chan struct{} // holds a token: files are verified one after the other
+	blobs  blob.Local
+	proofs proofs
 
-	mu       sync.Mutex
-	verified map[string]hearth.File // by blob key
+	mu    sync.Mutex // guards graph, and with it which manifests and marks there are
+	graph *graph     // nil until it is needed
 }
 
 // New returns the shelf of a store.
 func New(blobs blob.Local) *Shelf {
-	return &Shelf{blobs: blobs, reading: make(chan struct{}, 1), verified: map[string]hearth.File{}}
+	return &Shelf{blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}}}
 }
 
-func prefix(id hearth.SnapshotID) string { return "snapshots/" + string(id) + "/" }
+func prefix(id hearth.SnapshotID) string { return root + string(id) + "/" }
 
 // Put makes a snapshot of a checkpoint's files, which it takes over, and
-// returns s with its Files. It is durable then. After an error call Remove.
+// returns s with its Files and its Base. It is durable then. What the checkpoint
+// refers to must be held by the caller until then. After an error call Remove.
 func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Snapshot, c *driver.Checkpoint) (*hearth.Snapshot, error) {
 	snap.Driver, snap.Key, snap.Files = c.Driver, c.Key, nil
+	if err := s.base(ctx, &snap, c); err != nil {
+		return nil, err
+	}
 	for _, name := range c.Files {
-		if !plain(name) || name == manifestName {
+		if !plain(name) || name == manifestName || name == removedName {
 			return nil, hearth.Errorf(hearth.Internal, "driver %s wrote a file %q", c.Driver, name)
 		}
 		file := filepath.Join(c.Dir, name)
@@ -72,169 +97,115 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		if err := s.blobs.Adopt(ctx, f.Blob, file); err != nil {
 			return nil, DiskError(err, "the snapshot cannot be kept")
 		}
-		s.trust(f)
+		if err := s.proofs.written(ctx, s.blobs, f); err != nil {
+			return nil, err
+		}
 		snap.Files = append(snap.Files, f)
 	}
-	raw, err := json.Marshal(manifest{Sandbox: owner, Snapshot: snap})
-	if err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
-	}
-	if err := s.blobs.Put(ctx, prefix(snap.ID)+manifestName, bytes.NewReader(raw), int64(len(raw))); err != nil {
-		return nil, DiskError(err, "the snapshot cannot be kept")
-	}
-	return &snap, nil
+	return &snap, s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap})
 }
 
-// Find returns a snapshot and the sandbox it was taken of; NotFound when it is
-// not there or not whole.
-func (s *Shelf) Find(ctx context.Context, id hearth.SnapshotID) (*hearth.Snapshot, hearth.SandboxID, error) {
-	r, err := s.blobs.Open(ctx, prefix(id)+manifestName, 0, -1)
-	if err != nil {
-		return nil, "", err
+// base notes in snap what the checkpoint refers to.
+func (s *Shelf) base(ctx context.Context, snap *hearth.Snapshot, c *driver.Checkpoint) error {
+	snap.Base = ""
+	if c.Base == nil {
+		return nil
 	}
-	raw, err := io.ReadAll(io.LimitReader(r, maxManifest))
-	if err := errors.Join(err, r.Close()); err != nil {
-		return nil, "", DiskError(err, "the snapshot's manifest cannot be read")
-	}
-	var m manifest
-	if err := json.Unmarshal(raw, &m); err != nil || m.Snapshot.ID != id {
-		return nil, "", hearth.Wrap(hearth.FailedPrecondition, err, "the manifest of snapshot %s is damaged", id)
-	}
-	return &m.Snapshot, m.Sandbox, nil
-}
-
-// Remove deletes what there is of a snapshot, the manifest first, so that a part
-// of it never passes for the whole. Idempotent.
-func (s *Shelf) Remove(ctx context.Context, id hearth.SnapshotID) error {
-	keys := []string{prefix(id) + manifestName}
-	for info, err := range s.blobs.List(ctx, prefix(id)) {
+	snap.Base = hearth.SnapshotID(filepath.Base(c.Base.Dir)) // as Lay called it
+	for at, n := snap.Parent, 0; n < driver.MaxLayers && at != ""; n++ {
+		if at == snap.Base {
+			_, err := s.chain(ctx, snap)
+			return err
+		}
+		m, err := s.read(ctx, at)
 		if err != nil {
 			return err
 		}
-		keys = append(keys, info.Key)
+		at = m.Snapshot.Base
 	}
-	for _, k := range keys {
-		if err := s.blobs.Delete(ctx, k); err != nil {
-			return err
-		}
-		s.mu.Lock()
-		delete(s.verified, k)
-		s.mu.Unlock()
+	return hearth.Errorf(hearth.Internal, "driver %s refers to a checkpoint that the machine was not restored from", c.Driver)
+}
+
+// enter makes a snapshot whose files are there: from now on it is found.
+func (s *Shelf) enter(ctx context.Context, m manifest) (err error) {
+	if m.SHA256, err = m.sum(); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, err := s.load(ctx)
+	if err != nil {
+		return err
+	}
+	// In the graph before it is on disk: an error may come after the write.
+	g.add(m.Snapshot.ID, node{base: m.Snapshot.Base})
+	if err := s.blobs.Put(ctx, prefix(m.Snapshot.ID)+manifestName, bytes.NewReader(raw), int64(len(raw))); err != nil {
+		return DiskError(err, "the snapshot cannot be kept")
 	}
 	return nil
 }
 
-// Lay makes a snapshot usable by its driver: every file is compared with what
-// was written, the first time this process uses it, and linked under its own
-// name into dir, which exists and is empty. A snapshot that was damaged, cut
-// short or exchanged fails with FailedPrecondition.
-func (s *Shelf) Lay(ctx context.Context, snap *hearth.Snapshot, dir string) (*driver.Checkpoint, error) {
-	c := &driver.Checkpoint{Driver: snap.Driver, Key: snap.Key, Dir: dir}
-	for _, f := range snap.Files {
-		if !plain(f.Name) {
-			return nil, hearth.Errorf(hearth.InvalidArgument, "snapshot %s names a file %q", snap.ID, f.Name)
-		}
-		file, err := s.blobs.Path(ctx, f.Blob)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.verify(ctx, snap.ID, f, file); err != nil {
-			return nil, err
-		}
-		to := filepath.Join(dir, f.Name)
-		if os.Link(file, to) != nil { // another file system
-			if err := os.Symlink(file, to); err != nil {
-				return nil, DiskError(err, "the snapshot's files cannot be linked")
-			}
-		}
-		c.Files = append(c.Files, f.Name)
+// Find returns a snapshot and the sandbox it was taken of; NotFound when it is
+// not there, not whole, or removed.
+func (s *Shelf) Find(ctx context.Context, id hearth.SnapshotID) (*hearth.Snapshot, hearth.SandboxID, error) {
+	m, err := s.read(ctx, id)
+	if err != nil {
+		return nil, "", err
 	}
-	return c, nil
+	switch _, err := s.blobs.Stat(ctx, prefix(id)+removedName); {
+	case err == nil:
+		return nil, "", hearth.Errorf(hearth.NotFound, "snapshot %s was removed", id)
+	case hearth.KindOf(err) != hearth.NotFound:
+		return nil, "", err
+	}
+	return &m.Snapshot, m.Sandbox, nil
+}
+
+// read returns a snapshot's manifest, be it marked as removed or not.
+func (s *Shelf) read(ctx context.Context, id hearth.SnapshotID) (*manifest, error) {
+	r, err := s.blobs.Open(ctx, prefix(id)+manifestName, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := io.ReadAll(io.LimitReader(r, maxManifest))
+	if err := errors.Join(err, r.Close()); err != nil {
+		return nil, DiskError(err, "the snapshot's manifest cannot be read")
+	}
+	return parse(raw, id)
+}
+
+// parse reads a manifest and believes nothing of it.
+func parse(raw []byte, id hearth.SnapshotID) (*manifest, error) {
+	var m manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, hearth.Wrap(hearth.FailedPrecondition, err, "the manifest of snapshot %s is damaged", id)
+	}
+	if m.SHA256 != "" || m.Snapshot.Base != "" {
+		if sum, err := m.sum(); err != nil || sum != m.SHA256 {
+			return nil, hearth.Wrap(hearth.FailedPrecondition, err, "the manifest of snapshot %s is damaged: it is not what was written", id)
+		}
+	}
+	if m.Snapshot.ID != id {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "the manifest of snapshot %s is damaged: it is that of %q", id, m.Snapshot.ID)
+	}
+	for _, f := range m.Snapshot.Files {
+		if !plain(f.Name) || f.Bytes < 0 {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "the manifest of snapshot %s is damaged: it names a file %q of %d bytes", id, f.Name, f.Bytes)
+		}
+	}
+	return &m, nil
 }
 
 func plain(n string) bool {
 	return n != "" && n != "." && n != ".." && len(n) <= 100 && !strings.ContainsAny(n, "/\x00")
 }
 
-func (s *Shelf) verify(ctx context.Context, id hearth.SnapshotID, f hearth.File, file string) error {
-	info, err := os.Stat(file)
-	if err != nil {
-		return hearth.Wrap(hearth.FailedPrecondition, err, "snapshot %s lacks its file %s", id, f.Name)
-	}
-	if info.Size() != f.Bytes {
-		return hearth.Errorf(hearth.FailedPrecondition,
-			"snapshot %s is damaged: its file %s has %d bytes, not %d; it was not started", id, f.Name, info.Size(), f.Bytes)
-	}
-	if s.trusted(f) {
-		return nil
-	}
-	select {
-	case s.reading <- struct{}{}:
-		defer func() { <-s.reading }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if s.trusted(f) {
-		return nil
-	}
-	got, _, err := digest(ctx, file)
-	if err != nil {
-		return err
-	}
-	if got != f.SHA256 {
-		return hearth.Errorf(hearth.FailedPrecondition,
-			"snapshot %s is damaged: its file %s is not what was written; it was not started", id, f.Name)
-	}
-	s.trust(f)
-	return nil
-}
-
-func (s *Shelf) trusted(f hearth.File) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.verified[f.Blob] == f
-}
-
-// trust notes that a file was verified, or written, by this process.
-func (s *Shelf) trust(f hearth.File) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.verified) >= maxVerified {
-		clear(s.verified) // costs a second look, no more
-	}
-	s.verified[f.Blob] = f
-}
-
-// digest returns a file's SHA-256, lower-case hex, and its size in bytes.
-func digest(ctx context.Context, path string) (string, int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, DiskError(err, "a snapshot's file cannot be read")
-	}
-	h := sha256.New()
-	n, err := io.CopyBuffer(h, &untilDone{ctx, f}, make([]byte, 1<<20))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return "", 0, DiskError(err, "a snapshot's file cannot be read")
-	}
-	return hex.EncodeToString(h.Sum(nil)), n, nil
-}
-
-// untilDone reads until its context ends.
-type untilDone struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r *untilDone) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.Reader.Read(p)
-}
-
 // DiskError gives a file system error a kind: a full disk is the caller's to
-// know. Errors that
-// have a kind and ends of contexts are returned as they are.
+// know. Errors that have a kind and ends of contexts are returned as they are.
 func DiskError(err error, msg string) error {
 	if err == nil {
 		return nil

@@ -1,7 +1,9 @@
 package shelf_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -50,10 +52,10 @@ func TestPutFindLayRemove(t *testing.T) {
 	}
 	dir := t.TempDir()
 	laid, err := s.Lay(t.Context(), put, dir)
-	if err != nil || laid.Dir != dir || laid.Key != "k" {
+	if err != nil || laid.Dir != filepath.Join(dir, "s1") || laid.Key != "k" {
 		t.Fatalf("Lay: %+v, %v", laid, err)
 	}
-	raw, err := os.ReadFile(filepath.Join(dir, "pages.img"))
+	raw, err := os.ReadFile(filepath.Join(laid.Dir, "pages.img"))
 	if err != nil || string(raw) != "pages" {
 		t.Fatalf("pages.img: %q, %v", raw, err)
 	}
@@ -68,24 +70,37 @@ func TestPutFindLayRemove(t *testing.T) {
 	for info := range store.List(t.Context(), "") {
 		t.Errorf("left: %s", info.Key)
 	}
-	if _, err := os.ReadFile(filepath.Join(dir, "state.img")); err != nil {
+	if _, err := os.ReadFile(filepath.Join(laid.Dir, "state.img")); err != nil {
 		t.Fatalf("what was laid before went with the snapshot: %v", err)
 	}
 }
 
 func TestNamesWithPathsAreRefused(t *testing.T) {
-	s, _ := newShelf(t)
-	for _, name := range []string{"../x", "a/b", "..", "", "manifest.json"} {
+	s, store := newShelf(t)
+	for _, name := range []string{"../x", "a/b", "..", "", "manifest.json", "removed"} {
 		if _, err := s.Put(t.Context(), "o", hearth.Snapshot{ID: "s1"}, checkpoint(t, map[string]string{name: ""})); err == nil {
 			t.Errorf("Put took a file %q", name)
 		}
-		if name == "manifest.json" {
+		if name == "manifest.json" || name == "removed" {
 			continue
 		}
-		snap := &hearth.Snapshot{ID: "s1", Files: []hearth.File{{Name: name}}}
-		if _, err := s.Lay(t.Context(), snap, t.TempDir()); hearth.KindOf(err) != hearth.InvalidArgument {
+		snap := hearth.Snapshot{ID: hearth.NewSnapshotID(), Files: []hearth.File{{Name: name}}}
+		plant(t, store, snap)
+		if _, err := s.Lay(t.Context(), &snap, t.TempDir()); hearth.KindOf(err) != hearth.FailedPrecondition {
 			t.Errorf("Lay of a file %q: %v", name, err)
 		}
+	}
+}
+
+// plant writes a manifest as the first version of the format has it.
+func plant(t *testing.T, store *fileblob.Store, snap hearth.Snapshot) {
+	t.Helper()
+	raw, err := json.Marshal(map[string]any{"sandbox": "o", "snapshot": snap})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(t.Context(), "snapshots/"+string(snap.ID)+"/manifest.json", bytes.NewReader(raw), int64(len(raw))); err != nil {
+		t.Fatal(err)
 	}
 }
 
