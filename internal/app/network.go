@@ -56,6 +56,15 @@ func (s *slots) Acquire(ctx context.Context) (agent.Slot, error) {
 	return agentSlot(slot), nil
 }
 
+// AcquireTap implements agent.Network.
+func (s *slots) AcquireTap(ctx context.Context) (agent.Slot, error) {
+	slot, err := s.Manager.AcquireTap(ctx)
+	if err != nil {
+		return agent.Slot{}, err
+	}
+	return agentSlot(slot), nil
+}
+
 // Attach implements agent.Network.
 func (s *slots) Attach(ctx context.Context, index int) (agent.Slot, error) {
 	slot, err := s.Manager.Attach(ctx, index)
@@ -75,7 +84,9 @@ func (s *slots) SetPolicy(ctx context.Context, index int, n hearth.Network) erro
 }
 
 func agentSlot(s *netns.Slot) agent.Slot {
-	return agent.Slot{Index: s.Index, Net: driver.Attachment{NetNS: s.NetNS, Guest: s.Guest, Gateway: s.Gateway, Device: s.Device}}
+	return agent.Slot{Index: s.Index, Net: driver.Attachment{
+		NetNS: s.NetNS, Guest: s.Guest, Gateway: s.Gateway, Device: s.Device, MAC: s.MAC(), Tap: s.Tap,
+	}}
 }
 
 // publicDNS serves sandboxes when the host's own name servers are private

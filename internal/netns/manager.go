@@ -242,6 +242,13 @@ func (m *Manager) Attach(ctx context.Context, index int) (*Slot, error) {
 	if status := m.status(index); status != found && status != held || !m.intact(s) {
 		return nil, hearth.Errorf(hearth.NotFound, "network slot %d is gone", index)
 	}
+	tap, err := hasTap(s)
+	if err != nil {
+		return nil, fmt.Errorf("looking at network slot %d: %w", index, err)
+	}
+	if tap {
+		s.Tap = tapDevice
+	}
 	if !m.table.has(index) {
 		// The table was lost, and with it the policy: nothing until it is set again.
 		if _, err := m.table.register(index, Policy{}); err != nil {

@@ -1,6 +1,7 @@
 // Package netns gives every sandbox a network of its own: a *slot* is a network
 // namespace joined to the host by a veth pair, with one address, a route and a
-// place in the host's packet filter.
+// place in the host's packet filter. A virtual machine's slot has a tap besides,
+// wired to the veth.
 //
 // # What a sandbox may reach
 //
@@ -48,7 +49,7 @@ import (
 const (
 	DefaultPrefix = "10.213.0.0/16"
 	DefaultDir    = "/run/hearth/netns"
-	DefaultMTU    = 65535 // the largest; TCP towards the uplink is clamped to its MSS
+	DefaultMTU    = maxMTU // TCP towards the uplink is clamped to its MSS
 
 	DefaultConnections         = 4096
 	DefaultNewPerSecond        = 1000
@@ -56,8 +57,9 @@ const (
 	DefaultReadyMin            = 4
 	DefaultReadyMax            = 8
 	defaultCheck               = 2 * time.Second
-	maxCIDRs                   = 256 // of one list of one Policy
-	slotBits                   = 30  // one /30 per slot: host and guest
+	maxCIDRs                   = 256        // of one list of one Policy
+	slotBits                   = 30         // one /30 per slot: host and guest
+	maxMTU                     = 65535 - 14 // of a tap, whose MTU and Ethernet header are at most 65535 bytes
 	guestDevice                = "eth0"
 	burstSeconds        uint32 = 2
 )
@@ -117,12 +119,16 @@ type Limits struct {
 // kept in a journal; Attach finds it again by its index.
 type Slot struct {
 	Index      int          `json:"index"`
-	NetNS      string       `json:"netns"`       // path that can be opened and entered
-	Device     string       `json:"device"`      // interface inside the namespace
-	Guest      netip.Prefix `json:"guest"`       // the guest's address and subnet
-	Gateway    netip.Addr   `json:"gateway"`     // the host's address on the veth
-	HostDevice string       `json:"host_device"` // interface on the host
+	NetNS      string       `json:"netns"`         // path that can be opened and entered
+	Device     string       `json:"device"`        // interface inside the namespace
+	Guest      netip.Prefix `json:"guest"`         // the guest's address and subnet
+	Gateway    netip.Addr   `json:"gateway"`       // the host's address on the veth
+	HostDevice string       `json:"host_device"`   // interface on the host
+	Tap        string       `json:"tap,omitempty"` // tap inside the namespace, wired to Device; empty: none
 }
+
+// MAC is the guest's hardware address, the only one to which the host sends.
+func (s *Slot) MAC() net.HardwareAddr { return hardwareAddr(s.Guest.Addr(), guestEnd) }
 
 // withDefaults returns the configuration with every field set, or an
 // InvalidArgument error that names the field.
@@ -150,8 +156,8 @@ func (c Config) validate() error {
 	if !regexp.MustCompile(`^[a-z0-9]{1,6}$`).MatchString(c.Name) {
 		return hearth.Errorf(hearth.InvalidArgument, "network name %q: want 1 to 6 of [a-z0-9]", c.Name)
 	}
-	if c.MTU < 576 || c.MTU > 65535 {
-		return hearth.Errorf(hearth.InvalidArgument, "network MTU %d: want 576 to 65535", c.MTU)
+	if c.MTU < 576 || c.MTU > maxMTU {
+		return hearth.Errorf(hearth.InvalidArgument, "network MTU %d: want 576 to %d", c.MTU, maxMTU)
 	}
 	if min(c.Limits.Connections, c.Limits.NewPerSecond, c.Limits.UDPPerSecond) < 0 {
 		return hearth.Errorf(hearth.InvalidArgument, "network limits must not be negative")

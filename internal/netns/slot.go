@@ -38,7 +38,7 @@ func (m *Manager) build(s *Slot) (err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.HostDevice, m.cfg.MTU, hardwareAddr(s.Guest.Addr(), hostEnd)
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = s.Device, uint32(m.cfg.MTU), hardwareAddr(s.Guest.Addr(), guestEnd)
+	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = s.Device, uint32(m.cfg.MTU), s.MAC()
 	veth.PeerNamespace = netlink.NsFd(int(ns))
 	if err := m.host.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding veth %s: %w", s.HostDevice, err)
@@ -106,7 +106,7 @@ func (m *Manager) furnishHost(s *Slot) error {
 		}
 	}
 	return dress(m.host, link, netip.PrefixFrom(s.Gateway, slotBits),
-		neighbour{s.Guest.Addr(), hardwareAddr(s.Guest.Addr(), guestEnd)})
+		neighbour{s.Guest.Addr(), s.MAC()})
 }
 
 // awaitCarrier waits until a device can send. The end of a veth that is set up

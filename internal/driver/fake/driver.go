@@ -33,13 +33,16 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 	if err := d.host.before(ctx, Probe, ""); err != nil {
 		return driver.Capabilities{}, err
 	}
-	return driver.Capabilities{Isolation: "none", MemorySnapshot: !d.host.cfg.DiskOnly, Key: d.host.cfg.Key}, nil
+	return driver.Capabilities{Isolation: "none", MemorySnapshot: !d.host.cfg.DiskOnly, Tap: d.host.cfg.Tap, Key: d.host.cfg.Key}, nil
 }
 
 // Start runs the host's Program in a new guest.
 func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
 	if err := spec.Check(); err != nil {
 		return nil, err
+	}
+	if tap := spec.Net.Tap != ""; spec.Net.NetNS != "" && tap != d.host.cfg.Tap {
+		return nil, hearth.Errorf(hearth.InvalidArgument, "net.tap is %q on a host with Tap %t", spec.Net.Tap, d.host.cfg.Tap)
 	}
 	memory := map[string]string{}
 	if spec.From != nil {

@@ -56,6 +56,9 @@ type Config struct {
 	// Layered makes checkpoints of restored machines hold only what changed. What
 	// they refer to is read again, so that it must still be there.
 	Layered bool
+	// Tap makes a host whose machines send through a tap. Start refuses a network
+	// with one on other hosts, and one without on such.
+	Tap bool
 }
 
 // Host is a fake machine room. Methods are safe for concurrent use.

@@ -70,6 +70,9 @@ type Network interface {
 	// ResourceExhausted when there is none.
 	Acquire(ctx context.Context) (Slot, error)
 
+	// AcquireTap is Acquire for a machine that sends through a tap device.
+	AcquireTap(ctx context.Context) (Slot, error)
+
 	// Attach takes the slot of a machine that outlived the process before.
 	Attach(ctx context.Context, index int) (Slot, error)
 

@@ -343,6 +343,27 @@ func TestGuestThatDiesWhileItStartsIsReported(t *testing.T) {
 	w.shutdown(a)
 }
 
+// TestMachinesGetTheNetworkTheyNeed boots, restores and takes up machines that
+// send through a tap; the fake driver refuses any other network.
+func TestMachinesGetTheNetworkTheyNeed(t *testing.T) {
+	w := newWorldOf(t, fake.Config{Program: nodetest.Daemon, Tap: true})
+	a := w.open(agent.Config{})
+	snap := w.warm(a)
+	req := w.request()
+	req.Restore = snap
+	w.start(a, req)
+	a.Close()
+	b := w.open(agent.Config{})
+	w.poke(b, req, "on")
+	w.wantHeld(1)
+	w.failOnce("net.acquire")
+	if _, err := b.Start(t.Context(), w.request()); err == nil {
+		t.Error("a sandbox started without a slot")
+	}
+	w.wantHeld(1)
+	w.shutdown(b)
+}
+
 func TestUpdateThatIsRefusedChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	a := w.open(agent.Config{})

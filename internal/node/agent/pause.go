@@ -121,11 +121,9 @@ func (a *Agent) takeSnapshot(ctx context.Context, b *box, req node.PauseRequest)
 	if err != nil {
 		return nil, shelf.DiskError(err, "the sandbox's state cannot be written")
 	}
-	a.mu.Lock()
-	memory := a.caps[c.Driver].MemorySnapshot
-	a.mu.Unlock()
+	caps, _ := a.capabilities(c.Driver)
 	return a.shelf.Put(ctx, b.id, hearth.Snapshot{
-		ID: req.Into, Build: b.mc.rec.Build, Parent: b.mc.rec.Restored, Memory: memory, Created: a.now(),
+		ID: req.Into, Build: b.mc.rec.Build, Parent: b.mc.rec.Restored, Memory: caps.MemorySnapshot, Created: a.now(),
 	}, c)
 }
 

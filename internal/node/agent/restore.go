@@ -16,9 +16,7 @@ func (a *Agent) driverFor(from *hearth.Snapshot) (driver.Driver, error) {
 	if from != nil {
 		name = from.Driver
 	}
-	a.mu.Lock()
-	caps, able := a.caps[name]
-	a.mu.Unlock()
+	caps, able := a.capabilities(name)
 	switch {
 	case !able:
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %q does not run on this node", name)
@@ -27,6 +25,14 @@ func (a *Agent) driverFor(from *hearth.Snapshot) (driver.Driver, error) {
 			"snapshot %s needs %s %q, and this node has %q", from.ID, name, from.Key, caps.Key)
 	}
 	return a.deps.Drivers[name], nil
+}
+
+// capabilities returns what a driver can do here; false when it does not run here.
+func (a *Agent) capabilities(name string) (driver.Capabilities, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	caps, able := a.caps[name]
+	return caps, able
 }
 
 // layers returns the files of a build's layers.

@@ -353,9 +353,13 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 
 // acquire takes a slot; when all are taken, a paused machine of a pool gives up its own.
 func (a *Agent) acquire(ctx context.Context, mc *machine, p plan) error {
-	slot, err := a.deps.Network.Acquire(ctx)
+	take := a.deps.Network.Acquire
+	if caps, _ := a.capabilities(mc.rec.Handle.Driver); caps.Tap {
+		take = a.deps.Network.AcquireTap
+	}
+	slot, err := take(ctx)
 	for hearth.KindOf(err) == hearth.ResourceExhausted && p.urgency == turn.User && a.evict(ctx) {
-		slot, err = a.deps.Network.Acquire(ctx)
+		slot, err = take(ctx)
 	}
 	if err != nil {
 		return err

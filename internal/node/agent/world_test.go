@@ -52,7 +52,7 @@ func newWorld(t testing.TB) *world { return newWorldOf(t, fake.Config{Program: n
 
 func newWorldOf(t testing.TB, cfg fake.Config) *world {
 	w := &world{t: t, dir: t.TempDir(), host: fake.NewHost(cfg), free: 8 << 30}
-	w.slots = &slots{w: w, limit: 1000, used: map[int]hearth.Network{}}
+	w.slots = &slots{w: w, limit: 1000, used: map[int]hearth.Network{}, taps: map[int]bool{}}
 	store, err := fileblob.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -247,9 +247,14 @@ type slots struct {
 	limit int
 	next  int
 	used  map[int]hearth.Network
+	taps  map[int]bool
 }
 
-func (s *slots) Acquire(ctx context.Context) (agent.Slot, error) {
+func (s *slots) Acquire(ctx context.Context) (agent.Slot, error) { return s.acquire(ctx, false) }
+
+func (s *slots) AcquireTap(ctx context.Context) (agent.Slot, error) { return s.acquire(ctx, true) }
+
+func (s *slots) acquire(ctx context.Context, tap bool) (agent.Slot, error) {
 	if err := s.w.at(ctx, "net.acquire"); err != nil {
 		return agent.Slot{}, err
 	}
@@ -259,8 +264,17 @@ func (s *slots) Acquire(ctx context.Context) (agent.Slot, error) {
 		return agent.Slot{}, hearth.Errorf(hearth.ResourceExhausted, "all %d slots are taken", s.limit)
 	}
 	s.next++
-	s.used[s.next] = hearth.Network{}
-	return agent.Slot{Index: s.next}, nil
+	s.used[s.next], s.taps[s.next] = hearth.Network{}, tap
+	return s.slot(s.next), nil
+}
+
+// slot is a slot that is in use. The caller holds mu.
+func (s *slots) slot(index int) agent.Slot {
+	slot := agent.Slot{Index: index, Net: driver.Attachment{NetNS: fmt.Sprintf("/netns/%d", index), Device: "eth0"}}
+	if s.taps[index] {
+		slot.Net.Tap = "tap0"
+	}
+	return slot
 }
 
 func (s *slots) Attach(ctx context.Context, index int) (agent.Slot, error) {
@@ -272,7 +286,7 @@ func (s *slots) Attach(ctx context.Context, index int) (agent.Slot, error) {
 	if _, there := s.used[index]; !there {
 		return agent.Slot{}, hearth.Errorf(hearth.NotFound, "slot %d is gone", index)
 	}
-	return agent.Slot{Index: index}, nil
+	return s.slot(index), nil
 }
 
 func (s *slots) SetPolicy(ctx context.Context, index int, n hearth.Network) error {
