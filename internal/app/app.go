@@ -17,6 +17,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -38,7 +39,6 @@ import (
 	"hearth/internal/config"
 	"hearth/internal/control"
 	"hearth/internal/driver"
-	"hearth/internal/driver/gvisor"
 	"hearth/internal/guest/agentclient"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
@@ -71,7 +71,8 @@ type App struct {
 	db      *sqlstore.Store
 	blobs   *fileblob.Store
 	shelf   *shelf.Shelf
-	driver  *gvisor.Driver
+	drivers []driver.Driver // every one of this build, be it able to run here or not
+	choice  *choice
 	network *slots
 	agent   *agent.Agent
 	keys    *auth.Keys
@@ -80,14 +81,15 @@ type App struct {
 	cache   *image.Cache
 	builder *builder.Builder
 	team    *hearth.Team
+
+	leaving bool // opened to stop everything: no driver is missed
 }
 
 // open locks the data directory, makes the parts and recovers what an earlier
 // process left. What it opened is closed again when it fails.
-func open(ctx context.Context, cfg *config.Config, opts Options) (_ *App, err error) {
-	a := &App{cfg: cfg, opts: opts}
-	if a.lock, err = acquire(cfg.Data); err != nil {
-		return nil, err
+func (a *App) open(ctx context.Context) (err error) {
+	if a.lock, err = acquire(a.cfg.Data); err != nil {
+		return err
 	}
 	defer func() {
 		if err != nil {
@@ -96,10 +98,10 @@ func open(ctx context.Context, cfg *config.Config, opts Options) (_ *App, err er
 	}()
 	for _, step := range []func(context.Context) error{a.openStores, a.openAuth, a.openNode, a.openControl, a.openBuilder} {
 		if err := step(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return a, nil
+	return nil
 }
 
 // close lets go of everything and leaves the sandboxes running.
@@ -191,8 +193,18 @@ func (a *App) openNode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if a.driver, err = newDriver(a.cfg, image, a.opts.Log); err != nil {
+	if a.drivers, err = allDrivers(parts{cfg: a.cfg, guest: image, log: a.opts.Log}); err != nil {
 		return err
+	}
+	if a.choice, err = choose(ctx, a.cfg, a.drivers, a.opts.Log); err != nil {
+		if !a.leaving {
+			return err
+		}
+		a.choice = &choice{offers: []string{""}}
+	}
+	byName := map[string]driver.Driver{}
+	for _, d := range a.drivers {
+		byName[d.Name()] = d
 	}
 	if a.network, err = newNetwork(a.cfg, nodeTag(a.cfg.Data), a.opts.Log); err != nil {
 		return err
@@ -202,14 +214,14 @@ func (a *App) openNode(ctx context.Context) error {
 	}
 	a.agent = agent.New(agent.Config{
 		Node: nodeID, Dir: a.path("node"), DNS: nameServers(a.cfg, "/etc/resolv.conf"),
+		Driver: a.choice.offers[0], Offers: a.choice.offers[1:],
 		Total:  capacity(a.cfg.Node.Overcommit),
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20,
 	}, agent.Deps{
-		Drivers: map[string]driver.Driver{a.driver.Name(): a.driver},
-		Network: a.network, Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
+		Drivers: byName, Network: a.network, Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
-			return agentclient.New(dial, secret)
+			return nodeGuest{agentclient.New(dial, secret)}
 		},
 	})
 	return a.agent.Open(ctx)
@@ -225,13 +237,6 @@ func capacity(overcommit int) hearth.Resources {
 	}
 	host := int(s.Totalram * uint64(s.Unit) >> 20)
 	return hearth.Resources{VCPUs: runtime.NumCPU() * overcommit, MemoryMiB: host * overcommit, DiskMiB: host * overcommit}
-}
-
-func newDriver(c *config.Config, guest string, log *slog.Logger) (*gvisor.Driver, error) {
-	return gvisor.New(gvisor.Config{
-		Root: filepath.Join(runtimeDir, "gvisor"), Guest: guest, CgroupParent: c.Node.Cgroup,
-		UIDBase: uint32(c.Node.SubUIDBase), Log: log,
-	})
 }
 
 // nodeTag tells the nodes of one host apart in the names of devices and tables.
@@ -283,10 +288,6 @@ func (a *App) openBuilder(ctx context.Context) error {
 		dir = a.path("cache")
 	}
 	a.cache = image.NewCache(dir)
-	caps, err := a.driver.Probe(ctx)
-	if err != nil {
-		return err
-	}
 	bin, err := embedded.Binary()
 	if err != nil {
 		return err
@@ -296,7 +297,7 @@ func (a *App) openBuilder(ctx context.Context) error {
 		Guest: func(id hearth.SandboxID, token string) builder.Guest {
 			return newBuildGuest(a.agent, id, token)
 		},
-		DriverKey: caps.Key, Daemon: binaryDigest(bin), Log: a.opts.Log,
+		Drivers: a.choice.targets, Daemon: binaryDigest(bin), Log: a.opts.Log,
 		Finished: func(hearth.Build) { a.keepPools(context.WithoutCancel(ctx)) },
 	})
 	return a.builder.Sweep(ctx, []hearth.TeamID{a.team.ID})
@@ -317,14 +318,20 @@ func (a *App) pools(ctx context.Context) ([]node.Pool, error) {
 	var list []node.Pool
 	for _, name := range templateNames(a.cfg) {
 		_, build, err := a.db.ResolveTemplate(ctx, a.team.ID, name)
-		if err != nil || build.Warm == "" {
+		if err != nil {
 			continue // not made yet
 		}
-		snap, err := a.db.Snapshot(ctx, build.Warm)
-		if err != nil {
-			return nil, err
+		for _, id := range build.Warm {
+			snap, err := a.db.Snapshot(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			size := a.cfg.Node.Pool
+			if snap.Driver != cmp.Or(build.Driver, a.choice.offers[0]) {
+				size = min(size, 1) // for those who ask
+			}
+			list = append(list, node.Pool{Build: *build, Snapshot: *snap, Size: size})
 		}
-		list = append(list, node.Pool{Build: *build, Snapshot: *snap, Size: a.cfg.Node.Pool})
 	}
 	return list, nil
 }

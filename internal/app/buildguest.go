@@ -10,6 +10,14 @@ import (
 	"hearth/internal/node/agent"
 )
 
+// nodeGuest is the node's side of a guest daemon.
+type nodeGuest struct{ *agentclient.Client }
+
+// Prepare implements agent.Guest.
+func (g nodeGuest) Prepare(ctx context.Context, b *hearth.Build) error {
+	return builder.Prepare(ctx, buildGuest{g.Client}, b, func(string, string) {})
+}
+
 // buildGuest lets the builder run commands in the machines it starts.
 type buildGuest struct{ client *agentclient.Client }
 

@@ -17,7 +17,6 @@ import (
 
 	"hearth/internal/config"
 	"hearth/internal/doctor"
-	"hearth/internal/driver"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
 	"hearth/internal/netns"
@@ -44,8 +43,11 @@ func DoctorHost(cfg *config.Config) doctor.Host {
 		_, err := embedded.Binary()
 		return err
 	}}
-	if d, err := newDriver(cfg, "", nil); err == nil {
-		h.Drivers = []driver.Driver{d}
+	if all, err := allDrivers(parts{cfg: cfg, log: slog.New(slog.DiscardHandler)}); err == nil {
+		h.Drivers = all
+	}
+	for _, w := range wishes(cfg) {
+		h.Wanted = append(h.Wanted, w.driver)
 	}
 	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err == nil {
 		h.Settled = true
@@ -84,7 +86,7 @@ func tryNetwork(ctx context.Context) (err error) {
 // Serve runs a server until ctx ends. Sandboxes outlive it.
 func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
 	host := DoctorHost(cfg)
-	host.Network = nil // opening the node tries it in earnest
+	host.Network, host.Drivers = nil, nil // opening the node tries them in earnest
 	if err := doctor.Failed(doctor.Examine(ctx, host)); err != nil {
 		return err
 	}
@@ -96,8 +98,8 @@ func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
 		return hearth.Wrap(hearth.InvalidArgument, err, "listen: %s cannot be listened on; choose another address with --listen", cfg.Listen)
 	}
 	defer l.Close()
-	a, err := open(ctx, cfg, opts)
-	if err != nil {
+	a := &App{cfg: cfg, opts: opts}
+	if err := a.open(ctx); err != nil {
 		return err
 	}
 	defer a.close()
@@ -199,8 +201,8 @@ func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error)
 	if _, err := os.Stat(cfg.Data); err != nil {
 		return 0, hearth.Errorf(hearth.NotFound, "no server has run on %s; name its directory with --data", cfg.Data)
 	}
-	a, err := open(ctx, cfg, opts)
-	if err != nil {
+	a := &App{cfg: cfg, opts: opts, leaving: true}
+	if err := a.open(ctx); err != nil {
 		return 0, err
 	}
 	defer a.lock.release()
@@ -218,10 +220,7 @@ func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error)
 	if err := a.network.Remove(ctx); err != nil {
 		return n, err
 	}
-	if err := a.driver.Purge(); err != nil && hearth.KindOf(err) != hearth.FailedPrecondition {
-		return n, err
-	}
-	return n, nil // what is not purged serves another server of this host
+	return n, purge(a.drivers)
 }
 
 // killAll ends every running sandbox, a few at once.

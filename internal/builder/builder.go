@@ -9,9 +9,10 @@
 // found by Sweep at the next start: rows that nobody works on, machines whose
 // ID is a builder's (hearth.SandboxID.OfBuild), snapshots without a ready build.
 //
-// Warm snapshots belong to one driver, CPU and kernel. When the node's key has
-// changed, Enqueue makes a new build from the same layer, so that only the warm
-// step is done again.
+// Warm snapshots belong to one driver, CPU and kernel; a build has one for every
+// driver that it is wanted for. When a driver's key has changed, or one of the
+// snapshots is missing, Enqueue makes a new build from the same layer, so that
+// only the warm step is done again.
 package builder
 
 import (
@@ -76,33 +77,6 @@ type images interface {
 	Sweep(ctx context.Context) error
 }
 
-// Command is a shell line to run in a sandbox, by /bin/bash -l -c.
-type Command struct {
-	Line string
-	User string
-	Dir  string // empty: the user's home
-	Env  map[string]string
-}
-
-// Output is what a command wrote: one line, without its end.
-type Output struct {
-	Stream string // "stdout" or "stderr"
-	Text   string
-}
-
-// Guest runs commands in one sandbox. What comes out of it is hostile; it is
-// bounded by the implementation.
-type Guest interface {
-	// Run returns the command's exit status. An error is a command that could
-	// not be run, such as Unauthenticated for a user that does not exist.
-	Run(ctx context.Context, c Command, out func(Output)) (exit int, err error)
-
-	// Start begins a command that goes on when ctx, which ends only the stream
-	// of its output, is done. exited yields at most one status, if the command
-	// ends before ctx.
-	Start(ctx context.Context, c Command, out func(Output)) (exited <-chan int, err error)
-}
-
 // Deps are the parts a Builder works with.
 type Deps struct {
 	Rows   rows
@@ -114,9 +88,8 @@ type Deps struct {
 	// Guest connects to the daemon of a sandbox that the builder started.
 	Guest func(id hearth.SandboxID, token string) Guest
 
-	// DriverKey is what a snapshot must have as its Key to be restored on this
-	// node; empty if the node's driver keeps no memory: then nothing is warm.
-	DriverKey string
+	// Drivers are the node's, the one that sandboxes run on unasked first.
+	Drivers []Target
 
 	// Daemon names the guest daemon's binary; another one needs a new snapshot.
 	Daemon string
@@ -203,6 +176,9 @@ func (b *Builder) Enqueue(ctx context.Context, team hearth.TeamID, r Recipe) (*h
 	if err := r.validate(); err != nil {
 		return nil, err
 	}
+	if err := b.checkDriver(r.Driver); err != nil {
+		return nil, err
+	}
 	defer b.names.lock(string(team) + "/" + r.Name)()
 	img, err := b.deps.Images.Key(ctx, r.Source)
 	if err != nil {
@@ -221,7 +197,7 @@ func (b *Builder) Enqueue(ctx context.Context, team hearth.TeamID, r Recipe) (*h
 		if old.Source != source {
 			continue
 		}
-		if old.ID == t.Build && b.usable(ctx, old) {
+		if old.ID == t.Build && b.usable(ctx, old, r.Driver) {
 			return old, nil
 		}
 		if (old.Status == hearth.BuildWaiting || old.Status == hearth.BuildBuilding) && b.job(old.ID) != nil {
@@ -236,7 +212,7 @@ func (b *Builder) enqueue(ctx context.Context, t *hearth.Template, r Recipe, img
 		recipe: r, image: img, log: newRing(), began: time.Now(), done: make(chan struct{}),
 		build: hearth.Build{
 			ID: hearth.NewBuildID(), Template: t.ID, Status: hearth.BuildWaiting, Source: source, Resources: r.Resources,
-			Env: r.Env, User: r.User, Workdir: r.Workdir, CreatedAt: time.Now(),
+			Driver: r.Driver, Start: r.Start, Ready: r.Ready, Env: r.Env, User: r.User, Workdir: r.Workdir, CreatedAt: time.Now(),
 		},
 	}
 	if err := b.deps.Rows.CreateBuild(ctx, &j.build); err != nil {
@@ -264,25 +240,6 @@ func (b *Builder) template(ctx context.Context, team hearth.TeamID, r Recipe) (*
 	now := time.Now()
 	t = &hearth.Template{ID: hearth.NewTemplateID(), Team: team, Aliases: []string{r.Name}, Public: r.Public, CreatedAt: now, UpdatedAt: now}
 	return t, b.deps.Rows.CreateTemplate(ctx, t)
-}
-
-// usable reports whether a ready build can be started from as it is.
-func (b *Builder) usable(ctx context.Context, build *hearth.Build) bool {
-	if build.Status != hearth.BuildReady || !b.present(ctx, build.Layers) {
-		return false
-	}
-	if b.deps.DriverKey == "" {
-		return true
-	}
-	s, err := b.deps.Rows.Snapshot(ctx, build.Warm)
-	if err != nil || s.Key != b.deps.DriverKey {
-		return false
-	}
-	var keys []string
-	for _, f := range s.Files {
-		keys = append(keys, f.Blob)
-	}
-	return b.present(ctx, keys)
 }
 
 func (b *Builder) present(ctx context.Context, keys []string) bool {
@@ -368,7 +325,7 @@ func (b *Builder) finish(ctx context.Context, j *job, err error) {
 	}
 	if err != nil {
 		j.build.Status, j.build.FinishedAt, j.build.Reason = hearth.BuildError, time.Now(), reason(err)
-		j.build.Layers, j.build.Warm = nil, ""
+		j.build.Layers, j.build.Warm = nil, nil
 		j.log.add(Error, stepFinalize, "Build failed: "+j.build.Reason)
 		b.deps.Log.Error("template not built", "template", j.recipe.Name, "build", j.build.ID, "took", took, "err", err)
 		if err := b.deps.Rows.FinishBuild(ctx, &j.build); err != nil {

@@ -26,7 +26,7 @@ type scripted struct {
 	blobs blob.Local
 
 	mu       sync.Mutex
-	machines map[hearth.SandboxID]bool
+	machines map[hearth.SandboxID]string // and their drivers
 	paused   map[hearth.SnapshotID]*hearth.Snapshot
 	key      string
 	starts   int
@@ -41,9 +41,11 @@ func (n *scripted) Start(_ context.Context, req node.StartRequest) (*node.Instan
 	if len(n.refuse) > 0 {
 		err := n.refuse[0]
 		n.refuse = n.refuse[1:]
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
 	}
-	n.machines[req.Sandbox.ID] = true
+	n.machines[req.Sandbox.ID] = req.Driver
 	return &node.Instance{ID: req.Sandbox.ID}, nil
 }
 
@@ -53,7 +55,8 @@ func (n *scripted) Pause(ctx context.Context, id hearth.SandboxID, req node.Paus
 	if s := n.paused[req.Into]; s != nil {
 		return s, nil
 	}
-	if !n.machines[id] {
+	driver, ok := n.machines[id]
+	if !ok {
 		return nil, hearth.Errorf(hearth.NotFound, "no machine")
 	}
 	if n.pauseErr != nil {
@@ -67,7 +70,7 @@ func (n *scripted) Pause(ctx context.Context, id hearth.SandboxID, req node.Paus
 		return nil, err
 	}
 	delete(n.machines, id)
-	s := &hearth.Snapshot{ID: req.Into, Driver: "fake", Key: n.key, Memory: true, Created: time.Now(), Files: []hearth.File{{Name: "pages", Blob: key, Bytes: 5}}}
+	s := &hearth.Snapshot{ID: req.Into, Driver: driver, Key: n.key, Memory: true, Created: time.Now(), Files: []hearth.File{{Name: "pages", Blob: key, Bytes: 5}}}
 	n.paused[req.Into] = s
 	return s, nil
 }
@@ -186,7 +189,7 @@ func newRig(t *testing.T, change func(*Deps)) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{
-		node:  &scripted{blobs: blobs, machines: map[hearth.SandboxID]bool{}, paused: map[hearth.SnapshotID]*hearth.Snapshot{}, key: "key-1"},
+		node:  &scripted{blobs: blobs, machines: map[hearth.SandboxID]string{}, paused: map[hearth.SnapshotID]*hearth.Snapshot{}, key: "key-1"},
 		maker: &maker{dir: t.TempDir()}, guest: &shell{ready: []int{0}}, rows: memstore.New(), blobs: blobs,
 	}
 	if err := r.rows.CreateTeam(t.Context(), &hearth.Team{ID: team, Name: "a", Slug: "a"}); err != nil {
@@ -200,8 +203,9 @@ func newRig(t *testing.T, change func(*Deps)) *rig {
 func (r *rig) again(t *testing.T, change func(*Deps)) *Builder {
 	t.Helper()
 	deps := Deps{
-		Rows: r.rows, Blobs: r.blobs, Shelf: shelfOf{r.blobs}, Node: r.node, Images: r.maker, DriverKey: "key-1", Daemon: "d1",
-		Guest: func(hearth.SandboxID, string) Guest { return r.guest },
+		Rows: r.rows, Blobs: r.blobs, Shelf: shelfOf{r.blobs}, Node: r.node, Images: r.maker, Daemon: "d1",
+		Drivers: []Target{{Driver: "fake", Key: "key-1"}},
+		Guest:   func(hearth.SandboxID, string) Guest { return r.guest },
 	}
 	if change != nil {
 		change(&deps)
@@ -241,7 +245,7 @@ func TestEnsure(t *testing.T) {
 	if err != nil || got.ID != build.ID || tpl.Build != build.ID {
 		t.Fatalf("resolved %v, %v", got, err)
 	}
-	snap, err := r.rows.Snapshot(t.Context(), got.Warm)
+	snap, err := r.rows.Snapshot(t.Context(), got.Warm["fake"])
 	if err != nil || snap.Build != build.ID || snap.Key != "key-1" {
 		t.Fatalf("snapshot %+v, %v", snap, err)
 	}
@@ -289,7 +293,7 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 		{name: "another source", recipe: func(r *Recipe) { r.Source = source{"img2"} }, makes: 2, starts: 2},
 		{name: "another command", recipe: func(r *Recipe) { r.Start = "serve2" }, makes: 1, starts: 2},
 		{name: "more memory", recipe: func(r *Recipe) { r.Resources.MemoryMiB = 2048 }, makes: 1, starts: 2},
-		{name: "another driver", deps: func(d *Deps) { d.DriverKey = "key-2" }, makes: 1, starts: 2},
+		{name: "another driver", deps: func(d *Deps) { d.Drivers[0].Key = "key-2" }, makes: 1, starts: 2},
 		{name: "another daemon", deps: func(d *Deps) { d.Daemon = "d2" }, makes: 1, starts: 2},
 		{name: "layer lost", makes: 2, starts: 2, before: func(t *testing.T, r *rig, b *hearth.Build) {
 			if err := r.blobs.Delete(t.Context(), b.Layers[0]); err != nil {
@@ -297,7 +301,7 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 			}
 		}},
 		{name: "snapshot file lost", makes: 1, starts: 2, before: func(t *testing.T, r *rig, b *hearth.Build) {
-			if err := r.blobs.Delete(t.Context(), "snapshots/"+string(b.Warm)+"/pages"); err != nil {
+			if err := r.blobs.Delete(t.Context(), "snapshots/"+string(b.Warm["fake"])+"/pages"); err != nil {
 				t.Fatal(err)
 			}
 		}},
@@ -314,7 +318,7 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 			b := r.Builder
 			if tc.deps != nil {
 				b = r.again(t, tc.deps)
-				r.node.key = b.deps.DriverKey
+				r.node.key = b.deps.Drivers[0].Key
 			}
 			rec := recipe()
 			if tc.recipe != nil {
@@ -331,10 +335,10 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 				t.Errorf("the template points at %v, %v", tpl, err)
 			}
 			if tc.name == "another driver" {
-				if _, err := r.rows.Snapshot(t.Context(), first.Warm); hearth.KindOf(err) != hearth.NotFound {
+				if _, err := r.rows.Snapshot(t.Context(), first.Warm["fake"]); hearth.KindOf(err) != hearth.NotFound {
 					t.Errorf("the outdated snapshot is still there: %v", err)
 				}
-				if got := r.keys(t, "snapshots/"+string(first.Warm)); len(got) != 0 {
+				if got := r.keys(t, "snapshots/"+string(first.Warm["fake"])); len(got) != 0 {
 					t.Errorf("files of the outdated snapshot: %v", got)
 				}
 			}
@@ -380,7 +384,7 @@ func TestFailures(t *testing.T) {
 			if len(r.node.machines) != 0 {
 				t.Errorf("machines left: %v", r.node.machines)
 			}
-			if got := r.keys(t, "snapshots/"); len(got) != 1 || !strings.Contains(got[0], string(good.Warm)) {
+			if got := r.keys(t, "snapshots/"); len(got) != 1 || !strings.Contains(got[0], string(good.Warm["fake"])) {
 				t.Errorf("snapshot files: %v", got)
 			}
 			logs := r.Logs(bad.ID, 0, 100)
@@ -403,19 +407,19 @@ func TestSweepAfterACrash(t *testing.T) {
 	for i, running := range []bool{false, true} {
 		b := &hearth.Build{
 			ID: hearth.NewBuildID(), Template: good.Template, Status: hearth.BuildBuilding, Source: fmt.Sprint(i),
-			Layers: []string{"layers/stray"}, Warm: hearth.NewSnapshotID(), CreatedAt: time.Now(),
+			Layers: []string{"layers/stray"}, Warm: map[string]hearth.SnapshotID{"fake": hearth.NewSnapshotID()}, CreatedAt: time.Now(),
 		}
 		if err := r.rows.CreateBuild(ctx, b); err != nil {
 			t.Fatal(err)
 		}
-		r.node.machines[hearth.BuildMachineID(b.ID)] = true
+		r.node.machines[hearth.BuildMachineID(b.ID)] = "fake"
 		if !running {
-			if _, err := r.node.Pause(ctx, hearth.BuildMachineID(b.ID), node.PauseRequest{Into: b.Warm, Forget: true}); err != nil {
+			if _, err := r.node.Pause(ctx, hearth.BuildMachineID(b.ID), node.PauseRequest{Into: b.Warm["fake"], Forget: true}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	r.node.machines["i00000000000000000000"] = true // a user's
+	r.node.machines["i00000000000000000000"] = "fake" // a user's
 	if err := r.blobs.Put(ctx, "layers/stray", strings.NewReader("x"), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +436,7 @@ func TestSweepAfterACrash(t *testing.T) {
 			t.Errorf("build %+v", b)
 		}
 	}
-	if len(r.node.machines) != 1 || !r.node.machines["i00000000000000000000"] {
+	if len(r.node.machines) != 1 || r.node.machines["i00000000000000000000"] == "" {
 		t.Errorf("machines %v", r.node.machines)
 	}
 	if got := r.keys(t, "layers/"); len(got) != 1 || got[0] != good.Layers[0] {

@@ -6,11 +6,9 @@ import (
 	"maps"
 	"path"
 	"strings"
-	"time"
 
 	"hearth/internal/hearth"
 	"hearth/internal/image"
-	"hearth/internal/node"
 )
 
 const (
@@ -41,14 +39,7 @@ func (b *Builder) make(ctx context.Context, j *job) (err error) {
 		}
 	}()
 	j.build.Layers = []string{layer}
-	if b.deps.DriverKey == "" {
-		return b.deps.Rows.UpdateBuild(ctx, &j.build)
-	}
-	j.build.Warm = hearth.NewSnapshotID() // in the row before it exists: a sweep finds it
-	if err := b.deps.Rows.UpdateBuild(ctx, &j.build); err != nil {
-		return err
-	}
-	return b.warm(ctx, j)
+	return b.makeWarm(ctx, j)
 }
 
 // configure takes over what the source says of its programs; the recipe wins.
@@ -116,118 +107,4 @@ func describe(e image.Event) string {
 		s += fmt.Sprintf(" (%d %s)", e.Done, e.Unit)
 	}
 	return s + fmt.Sprintf(" [%.1f s]", e.Elapsed.Seconds())
-}
-
-// warm boots a machine, waits until its start command is ready, and keeps its
-// state as the build's snapshot.
-func (b *Builder) warm(ctx context.Context, j *job) error {
-	id := hearth.BuildMachineID(j.build.ID)
-	token := string(hearth.NewSnapshotID()) // random; Forget takes it out of the snapshot
-	if err := b.start(ctx, j, id, token); err != nil {
-		return err
-	}
-	if err := b.prepare(ctx, j, b.deps.Guest(id, token)); err != nil {
-		return err
-	}
-	j.log.add(Info, stepFinalize, "Keeping the state of the running machine")
-	snap, err := b.deps.Node.Pause(ctx, id, node.PauseRequest{Into: j.build.Warm, Forget: true})
-	if err != nil {
-		return err
-	}
-	snap.Build = j.build.ID
-	return b.deps.Rows.CreateSnapshot(ctx, snap)
-}
-
-// retryFor is how long a build waits for room on a busy node.
-const retryFor = 2 * time.Minute
-
-func (b *Builder) start(ctx context.Context, j *job, id hearth.SandboxID, token string) error {
-	now := time.Now()
-	req := node.StartRequest{
-		Token: token,
-		Build: j.build,
-		Sandbox: hearth.Sandbox{
-			ID: id, Template: j.build.Template, Build: j.build.ID, State: hearth.Creating, Resources: j.build.Resources,
-			Env: j.build.Env, CreatedAt: now, StartedAt: now, EndsAt: now.Add(maxBuild), Generation: 1, Launch: 1,
-		},
-	}
-	for wait := time.Second; ; wait *= 2 {
-		_, err := b.deps.Node.Start(ctx, req)
-		kind := hearth.KindOf(err)
-		if err == nil || kind != hearth.ResourceExhausted && kind != hearth.Unavailable || time.Since(now) > retryFor {
-			return err
-		}
-		j.log.add(Info, stepFinalize, "Waiting for room on the node")
-		if err := pause(ctx, wait); err != nil {
-			return err
-		}
-	}
-}
-
-// prepare runs the start command and waits for the ready command to succeed.
-func (b *Builder) prepare(ctx context.Context, j *job, g Guest) error {
-	r := j.recipe
-	command := func(line string) Command {
-		return Command{Line: line, User: j.build.User, Dir: j.build.Workdir, Env: j.build.Env}
-	}
-	stream, stop := context.WithCancel(ctx) // the start command lives on when its output is no longer read
-	defer stop()
-	var exited <-chan int
-	if r.Start != "" {
-		j.log.add(Info, stepFinalize, "Running start command: "+r.Start)
-		var err error
-		exited, err = g.Start(stream, command(r.Start), func(o Output) { j.log.add(Info, stepFinalize, "[start] ["+o.Stream+"]: "+o.Text) })
-		if err != nil {
-			return hearth.Wrap(hearth.FailedPrecondition, err, "start command failed: %s", reason(err))
-		}
-	}
-	if r.Ready == "" {
-		return nil
-	}
-	j.log.add(Info, stepFinalize, "Waiting for template to be ready: "+r.Ready)
-	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, maxReady,
-		hearth.Errorf(hearth.DeadlineExceeded, "ready command timed out after %s", maxReady))
-	defer cancel()
-	var last string
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		exit, err := g.Run(ctx, command(r.Ready), func(o Output) { last = o.Text })
-		if err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				return cause
-			}
-			return hearth.Wrap(hearth.FailedPrecondition, err, "failed to run command '%s': command failed: %s", r.Ready, reason(err))
-		}
-		if exit == 0 {
-			j.log.add(Info, stepFinalize, fmt.Sprintf("Template is ready [%.1f s]", time.Since(began).Seconds()))
-			return nil
-		}
-		if wait == 2*time.Second {
-			j.log.add(Debug, stepFinalize, fmt.Sprintf("not ready: exit status %d %s", exit, last))
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case code, ok := <-exited:
-			timer.Stop()
-			if ok && code != 0 {
-				return hearth.Errorf(hearth.FailedPrecondition, "start command failed: exit status %d", code)
-			}
-			exited = nil // it went to the background by itself
-		case <-timer.C:
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }

@@ -19,7 +19,7 @@ import (
 
 // recipeVersion is part of every build's Source: it grows when the same recipe
 // gives another build.
-const recipeVersion = "1"
+const recipeVersion = "2"
 
 // Recipe says how to make a template.
 type Recipe struct {
@@ -28,6 +28,7 @@ type Recipe struct {
 	Start     string // shell line that runs before the warm snapshot and goes on in every sandbox
 	Ready     string // shell line that succeeds once Start is ready; empty: at once
 	Resources hearth.Resources
+	Driver    string // its sandboxes run on it unless they ask for another; empty: the node's choice
 	Env       map[string]string
 	User      string // empty: the source's, else "user"
 	Workdir   string // empty: the source's, else the user's home
@@ -119,10 +120,10 @@ func invalid(format string, args ...any) error {
 // key names everything of a recipe but its source that the build depends on.
 func (r *Recipe) key(daemon string) string {
 	raw, err := json.Marshal(struct {
-		Version, Daemon, Start, Ready, User, Workdir string
-		Resources                                    hearth.Resources
-		Env                                          map[string]string // sorted by the encoder
-	}{recipeVersion, daemon, r.Start, r.Ready, r.User, r.Workdir, r.Resources, r.Env})
+		Version, Daemon, Driver, Start, Ready, User, Workdir string
+		Resources                                            hearth.Resources
+		Env                                                  map[string]string // sorted by the encoder
+	}{recipeVersion, daemon, r.Driver, r.Start, r.Ready, r.User, r.Workdir, r.Resources, r.Env})
 	if err != nil {
 		return "" // strings and numbers always encode
 	}

@@ -2,6 +2,7 @@ package builder
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"hearth/internal/hearth"
@@ -53,7 +54,7 @@ func (b *Builder) abandon(ctx context.Context, build *hearth.Build) error {
 	}
 	build.Status, build.FinishedAt = hearth.BuildError, time.Now()
 	build.Reason = "the build was interrupted because the server died; build the template again"
-	build.Layers, build.Warm = nil, ""
+	build.Layers, build.Warm = nil, nil
 	b.deps.Log.Warn("interrupted build put away", "template", build.Template, "build", build.ID)
 	return b.deps.Rows.FinishBuild(ctx, build)
 }
@@ -110,17 +111,14 @@ func (b *Builder) undo(ctx context.Context, j *job) {
 	}
 }
 
-// scrap removes a build's machine and snapshot. Its layer is whole and may serve
+// scrap removes a build's machine and snapshots. Its layer is whole and may serve
 // the next try, or another template of the same content; Sweep removes it if not.
 func (b *Builder) scrap(ctx context.Context, build *hearth.Build) error {
 	id := hearth.BuildMachineID(build.ID)
 	if err := b.deps.Node.Stop(ctx, id, "build failed"); err != nil {
 		return err
 	}
-	if build.Warm == "" {
-		return nil
-	}
-	return b.dropSnapshot(ctx, build.Warm)
+	return b.dropWarm(ctx, build)
 }
 
 // dropSnapshot removes a snapshot, files before row, so that none is forgotten.
@@ -134,7 +132,7 @@ func (b *Builder) dropSnapshot(ctx context.Context, id hearth.SnapshotID) error 
 	return nil
 }
 
-// retire removes what the template's other builds kept for a driver that this
+// retire removes what the template's other builds kept for drivers that this
 // node no longer has. Their layers stay: sandboxes may run on them.
 func (b *Builder) retire(ctx context.Context, j *job) {
 	list, err := b.deps.Rows.ListBuilds(ctx, j.build.Template)
@@ -142,12 +140,14 @@ func (b *Builder) retire(ctx context.Context, j *job) {
 		if err != nil {
 			break
 		}
-		if old.ID == j.build.ID || old.Warm == "" {
+		if old.ID == j.build.ID {
 			continue
 		}
-		snap, serr := b.deps.Rows.Snapshot(ctx, old.Warm)
-		if serr == nil && snap.Key != b.deps.DriverKey {
-			err = b.dropSnapshot(ctx, old.Warm)
+		for driver, id := range old.Warm {
+			snap, serr := b.deps.Rows.Snapshot(ctx, id)
+			if serr == nil && snap.Key != b.key(driver) {
+				err = errors.Join(err, b.dropSnapshot(ctx, id))
+			}
 		}
 	}
 	if err != nil {

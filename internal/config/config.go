@@ -28,6 +28,8 @@ type Config struct {
 	Cache     string     `yaml:"cache"` // directory of unpacked template sources, shareable between data directories; empty: DATA/cache
 	Builtin   []string   `yaml:"builtin"`
 	Templates []Template `yaml:"templates" env:"-"`
+
+	BuiltinDrivers map[string]string `yaml:"builtin_drivers" env:"-"` // driver by built-in template; others get the node's
 }
 
 // Log says what is logged and how.
@@ -44,15 +46,45 @@ type Sandbox struct {
 
 // Node is how this host runs machines.
 type Node struct {
-	Driver     string `yaml:"driver"`      // isolation technology: gvisor
-	Overcommit int    `yaml:"overcommit"`  // what machines may ask for in all, as a multiple of the host's cores and memory: most use little of it
-	Pool       int    `yaml:"pool"`        // restored, paused machines kept per template
-	PoolMiB    int    `yaml:"pool_mib"`    // memory that pooled machines may use in all
-	Starts     int    `yaml:"starts"`      // machines started at once; 0: one per core
-	Queue      int    `yaml:"queue"`       // starts that may wait for their turn
-	SubUIDBase int    `yaml:"subuid_base"` // first host uid of the ranges given to machines
-	Cgroup     string `yaml:"cgroup"`      // parent cgroup of all machines
+	Driver     string   `yaml:"driver"`      // isolation technology of sandboxes that ask for none; auto: the strongest that runs here
+	Drivers    []string `yaml:"drivers"`     // further ones that sandboxes may ask for
+	Overcommit int      `yaml:"overcommit"`  // what machines may ask for in all, as a multiple of the host's cores and memory: most use little of it
+	Pool       int      `yaml:"pool"`        // restored, paused machines kept per template
+	PoolMiB    int      `yaml:"pool_mib"`    // memory that pooled machines may use in all
+	Starts     int      `yaml:"starts"`      // machines started at once; 0: one per core
+	Queue      int      `yaml:"queue"`       // starts that may wait for their turn
+	SubUIDBase int      `yaml:"subuid_base"` // first host uid of the ranges given to machines
+	Cgroup     string   `yaml:"cgroup"`      // parent cgroup of all machines
+
+	VM          VM          `yaml:"vm"`
+	QEMU        QEMU        `yaml:"qemu"`
+	Firecracker Firecracker `yaml:"firecracker"`
 }
+
+// VM is what virtual machines of all drivers start.
+type VM struct {
+	Kernel  string `yaml:"kernel"`  // vmlinux or bzImage; empty: Debian's cloud kernel, fetched once
+	Modules string `yaml:"modules"` // the kernel's /lib/modules/VERSION; empty: all it needs is built in, or Debian's
+}
+
+// QEMU is how the driver of that name runs.
+type QEMU struct {
+	Binary  string `yaml:"binary"`  // empty: qemu-system-x86_64 in PATH
+	Emulate bool   `yaml:"emulate"` // without a usable /dev/kvm, emulate the processor: many times slower
+}
+
+// Firecracker is how the driver of that name runs.
+type Firecracker struct {
+	Binary string `yaml:"binary"` // empty: firecracker in PATH
+	Jailer string `yaml:"jailer"` // empty: jailer in PATH
+}
+
+// Auto stands for the strongest driver that runs on the host.
+const Auto = "auto"
+
+// DriverNames lists the drivers of this build, the strongest isolation first:
+// the order in which Auto tries them.
+func DriverNames() []string { return []string{"firecracker", "qemu", "gvisor"} }
 
 // Network is the machines' network on this host.
 type Network struct {
@@ -70,6 +102,7 @@ type Template struct {
 	OCI     string            `yaml:"oci,omitempty"`    // OCI image layout directory
 	Start   string            `yaml:"start,omitempty"`  // command that runs before the warm checkpoint
 	Ready   string            `yaml:"ready,omitempty"`  // command that succeeds once Start is ready
+	Driver  string            `yaml:"driver,omitempty"` // of its sandboxes, unless they ask for another; empty: the node's
 	VCPUs   int               `yaml:"vcpus,omitempty"`
 	Memory  int               `yaml:"memory_mib,omitempty"`
 	Disk    int               `yaml:"disk_mib,omitempty"`
@@ -86,7 +119,7 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
 		Node: Node{
-			Driver: "gvisor", Overcommit: 32, Pool: 4, PoolMiB: 2048, Queue: 1000,
+			Driver: Auto, Overcommit: 32, Pool: 4, PoolMiB: 2048, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",
 		},
 		Network: Network{Prefix: "10.213.0.0/16", Slots: 8},
@@ -131,8 +164,8 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) validateNode() error {
-	if c.Node.Driver != "gvisor" {
-		return invalid("node.driver", "%q is not a driver of this build; there is: gvisor", c.Node.Driver)
+	if err := c.validateDrivers(); err != nil {
+		return err
 	}
 	if c.Sandbox.MaxTimeout < time.Minute {
 		return invalid("sandbox.max_timeout", "%s must be at least 1m", c.Sandbox.MaxTimeout)

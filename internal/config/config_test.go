@@ -21,12 +21,12 @@ func write(t *testing.T, text string) string {
 
 func TestPrecedence(t *testing.T) {
 	file := write(t, "listen: 127.0.0.1:1\ndomain: file.test\nnode:\n  pool: 7\nsandbox:\n  max_timeout: 2h\n")
-	c, err := Load(file, []string{"HEARTH_DOMAIN=env.test", "HEARTH_LISTEN=127.0.0.1:2", "HEARTH_NETWORK_DNS=9.9.9.9, 1.1.1.1", "HOME=/x", "HEARTH_TEST_KEEP=1"},
+	c, err := Load(file, []string{"HEARTH_DOMAIN=env.test", "HEARTH_NODE_QEMU_EMULATE=true", "HEARTH_NODE_DRIVERS=qemu, gvisor", "HEARTH_LISTEN=127.0.0.1:2", "HEARTH_NETWORK_DNS=9.9.9.9, 1.1.1.1", "HOME=/x", "HEARTH_TEST_KEEP=1"},
 		func(c *Config) { c.Listen = "127.0.0.1:3" })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "127.0.0.1:3" || c.Domain != "env.test" || c.Node.Pool != 7 || c.Sandbox.MaxTimeout != 2*time.Hour || len(c.Network.DNS) != 2 {
+	if c.Listen != "127.0.0.1:3" || c.Domain != "env.test" || c.Node.Pool != 7 || c.Sandbox.MaxTimeout != 2*time.Hour || len(c.Network.DNS) != 2 || !c.Node.QEMU.Emulate || len(c.Node.Drivers) != 2 {
 		t.Errorf("got %+v", c)
 	}
 	if c.Data != Default().Data {
@@ -44,8 +44,8 @@ func TestYAMLRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Load of what YAML printed: %v\n%s", err, raw)
 	}
-	if again.Listen != c.Listen || again.Node != c.Node || again.Sandbox != c.Sandbox {
-		t.Errorf("got %+v, want %+v", again, c)
+	if twice, err := again.YAML(); err != nil || string(twice) != string(raw) {
+		t.Errorf("got %s, %v, want %s", twice, err, raw)
 	}
 }
 
@@ -59,7 +59,14 @@ func TestRefusals(t *testing.T) {
 		{"listen", "listen: nowhere", "", "listen"},
 		{"pool too large", "node: {pool: 100000}", "", "node.pool"},
 		{"negative", "node: {queue: -1}", "", "node.queue"},
-		{"driver", "node: {driver: magic}", "", "node.driver"},
+		{"driver", "node: {driver: magic}", "", `node.driver: "magic" is not a driver of this build; there is: auto, firecracker, qemu, gvisor`},
+		{"further driver", "node: {drivers: [gvisor, auto]}", "", `node.drivers: "auto" is not a driver of this build; there is: firecracker, qemu, gvisor`},
+		{"template's driver", "templates: [{name: a, tar: /x, driver: magic}]", "", "templates.a.driver"},
+		{"built-in template's driver", "builtin_drivers: {base: magic}", "", "builtin_drivers.base"},
+		{"driver of no template", "builtin_drivers: {bass: gvisor}", "", `builtin_drivers: "bass" is not in builtin`},
+		{"relative binary", "node: {qemu: {binary: qemu}}", "", "node.qemu.binary"},
+		{"relative kernel", "node: {vm: {kernel: vmlinux}}", "", "node.vm.kernel"},
+		{"not a bool", "", "HEARTH_NODE_QEMU_EMULATE=maybe", "neither true nor false"},
 		{"prefix", "network: {prefix: 10.0.0.0/30}", "", "network.prefix"},
 		{"prefix v6", "network: {prefix: 'fd00::/16'}", "", "network.prefix"},
 		{"dns", "network: {dns: [x]}", "", "network.dns"},

@@ -105,6 +105,12 @@ func set(f reflect.Value, s string) error {
 			}
 		}
 		f.Set(reflect.ValueOf(list))
+	case bool:
+		b, err := strconv.ParseBool(s)
+		if err != nil {
+			return errors.New(strconv.Quote(s) + " is neither true nor false")
+		}
+		f.SetBool(b)
 	case int:
 		n, err := strconv.Atoi(s)
 		if err != nil {

@@ -68,7 +68,7 @@ func TestCreate(t *testing.T) {
 		}
 		now := time.Now().UTC()
 		want := &hearth.Sandbox{
-			Team: "t1", Template: "tpl", Alias: "second", Build: "b1", State: hearth.Running,
+			Team: "t1", Template: "tpl", Alias: "second", Build: "b1", Driver: "fake", Isolation: hearth.HardwareVM, State: hearth.Running,
 			Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024}, Network: req.Network,
 			Env: req.Env, Metadata: req.Metadata, OnTimeout: hearth.PauseOnTimeout, AutoResume: true, Timeout: time.Minute,
 			CreatedAt: now, StartedAt: now, EndsAt: now.Add(time.Minute), Generation: 2, Launch: 1,

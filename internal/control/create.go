@@ -1,9 +1,12 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"hearth/internal/hearth"
@@ -27,13 +30,13 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 	if err := c.check(&req); err != nil {
 		return nil, err
 	}
-	warm, err := c.warm(ctx, b)
-	if err != nil {
+	if err := c.checkDriver(req.Driver); err != nil {
 		return nil, err
 	}
 	now := c.clock()
 	sb := &hearth.Sandbox{
 		ID: hearth.NewSandboxID(), Team: req.Team, Template: t.ID, Alias: aliasOf(t, ref), Build: b.ID, State: hearth.Creating,
+		Wanted: req.Driver, Driver: cmp.Or(req.Driver, b.Driver),
 		Resources: b.Resources, Network: req.Network, Env: req.Env, Metadata: req.Metadata, Open: req.Open,
 		OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Timeout: req.Timeout,
 		CreatedAt: now, StartedAt: now, EndsAt: now.Add(req.Timeout), Generation: 1, Launch: 1,
@@ -47,17 +50,22 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 		return nil, err
 	}
 	defer unlock()
-	if err := c.insert(ctx, sb, warm); err != nil {
+	warm, err := c.insert(ctx, sb, b)
+	if err != nil {
 		c.table.remove(sb.ID)
 		return nil, err
 	}
 	return c.launch(ctx, sb, node.StartRequest{Build: *b, Restore: warm, Token: c.access(sb)})
 }
 
-// insert places a new sandbox and writes its row.
-func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, warm *hearth.Snapshot) (err error) {
-	if sb.Node, err = c.place(sb, warm); err != nil {
-		return err
+// insert places a new sandbox and writes its row. It returns the snapshot that
+// the sandbox starts from, nil if there is none.
+func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, b *hearth.Build) (warm *hearth.Snapshot, err error) {
+	if sb.Node, sb.Driver, err = c.place(sb, slices.Collect(maps.Values(b.Warm))); err != nil {
+		return nil, err
+	}
+	if warm, err = c.warm(ctx, b, sb.Driver); err != nil {
+		return nil, err
 	}
 	wctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
@@ -70,9 +78,9 @@ func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, warm *heart
 		return err
 	})
 	if err != nil {
-		return c.doubt(sb, err) // the row may be there all the same
+		return nil, c.doubt(sb, err) // the row may be there all the same
 	}
-	return nil
+	return warm, nil
 }
 
 // access is the token that the guest daemon is given.
@@ -83,16 +91,40 @@ func (c *Controller) access(sb *hearth.Sandbox) string {
 	return c.tokens.Access(sb.ID)
 }
 
-// place chooses a node for a sandbox.
-func (c *Controller) place(sb *hearth.Sandbox, from *hearth.Snapshot, avoid ...hearth.NodeID) (hearth.NodeID, error) {
-	req := placement.Request{Resources: sb.Resources, Wants: []string{string(sb.Build)}, Avoid: avoid}
-	if from != nil {
-		req.Wants = append(req.Wants, string(from.ID))
-		if sb.Snapshot != "" { // a warm start can fall back to a boot, a resume cannot
-			req.Driver = from.Driver
+// place chooses a node for a sandbox, one that holds what it may start from if it
+// can, and the driver if the sandbox has none yet: what the node gives unasked.
+func (c *Controller) place(sb *hearth.Sandbox, from []hearth.SnapshotID, avoid ...hearth.NodeID) (hearth.NodeID, string, error) {
+	req := placement.Request{Resources: sb.Resources, Driver: sb.Driver, Wants: []string{string(sb.Build)}, Avoid: avoid}
+	for _, id := range from {
+		req.Wants = append(req.Wants, string(id))
+	}
+	nodes := c.nodes.Statuses()
+	id, err := placement.Choose(req, nodes, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	if err != nil || sb.Driver != "" {
+		return id, sb.Driver, err
+	}
+	for _, n := range nodes {
+		if n.ID == id && len(n.Offers) > 0 {
+			return id, n.Offers[0], nil
 		}
 	}
-	return placement.Choose(req, c.nodes.Statuses(), rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	return id, "", nil // the node knows
+}
+
+// checkDriver refuses what no node lets a new sandbox ask for.
+func (c *Controller) checkDriver(name string) error {
+	if name == "" {
+		return nil
+	}
+	var offers []string
+	for _, n := range c.nodes.Statuses() {
+		offers = append(offers, n.Offers...)
+	}
+	if slices.Contains(offers, name) {
+		return nil
+	}
+	slices.Sort(offers)
+	return hearth.Errorf(hearth.InvalidArgument, "driver: %.40q is not offered here; there is: %s", name, strings.Join(slices.Compact(offers), ", "))
 }
 
 // launch starts the machine of a sandbox that is being created, on another node
@@ -100,12 +132,12 @@ func (c *Controller) place(sb *hearth.Sandbox, from *hearth.Snapshot, avoid ...h
 func (c *Controller) launch(ctx context.Context, sb *hearth.Sandbox, req node.StartRequest) (*hearth.Sandbox, error) {
 	var avoid []hearth.NodeID
 	for {
-		err := c.start(ctx, sb, req)
+		m, err := c.start(ctx, sb, req)
 		if err == nil && ctx.Err() != nil {
 			err = ended(ctx) // nobody would know the sandbox
 		}
 		if err == nil {
-			return c.begin(ctx, sb)
+			return c.begin(ctx, sb, m)
 		}
 		if req.Restore != nil && hearth.KindOf(err) == hearth.FailedPrecondition {
 			c.log.Warn("warm snapshot refused, booting instead", "sandbox", sb.ID, "snapshot", req.Restore.ID, "err", err)
@@ -129,7 +161,11 @@ func (c *Controller) elsewhere(ctx context.Context, sb *hearth.Sandbox, from *he
 	if ctx.Err() != nil || kind != hearth.Unavailable && kind != hearth.ResourceExhausted {
 		return nil
 	}
-	next, err := c.place(sb, from, avoid...)
+	var ids []hearth.SnapshotID
+	if from != nil {
+		ids = append(ids, from.ID)
+	}
+	next, _, err := c.place(sb, ids, avoid...)
 	if err != nil || c.halt(ctx, sb, "started elsewhere") != nil {
 		return nil
 	}
@@ -150,10 +186,11 @@ func (c *Controller) elsewhere(ctx context.Context, sb *hearth.Sandbox, from *he
 }
 
 // begin moves a sandbox whose machine answers to running. Its timeout begins now.
-func (c *Controller) begin(ctx context.Context, sb *hearth.Sandbox) (*hearth.Sandbox, error) {
+func (c *Controller) begin(ctx context.Context, sb *hearth.Sandbox, m *node.Instance) (*hearth.Sandbox, error) {
 	now := c.clock()
 	running, err := c.move(ctx, sb, hearth.Running, func(s *hearth.Sandbox) error {
 		s.EndsAt = now.Add(s.Timeout)
+		s.Driver, s.Isolation = cmp.Or(m.Driver, s.Driver), m.Isolation
 		return nil
 	})
 	if err != nil {
@@ -181,19 +218,19 @@ func shown(err error) string {
 
 // start asks the sandbox's node for its machine, and again when the node could
 // not be reached: the node knows a repeated request by the launch.
-func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.StartRequest) error {
+func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.StartRequest) (*node.Instance, error) {
 	svc, err := c.nodes.Node(sb.Node)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	req.Sandbox = *sb
+	req.Sandbox, req.Driver = *sb, sb.Driver
 	ctx, cancel := context.WithTimeoutCause(ctx, c.limits.StartTimeout,
 		hearth.Errorf(hearth.DeadlineExceeded, "the sandbox did not start within %s", c.limits.StartTimeout))
 	defer cancel()
 	for n := 1; ; n++ {
-		_, err = svc.Start(ctx, req)
+		m, err := svc.Start(ctx, req)
 		if err == nil || n == 3 || hearth.KindOf(err) != hearth.Unavailable || !wait(ctx, n) {
-			return err
+			return m, err
 		}
 	}
 }
@@ -228,14 +265,16 @@ func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref templa
 	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.name)
 }
 
-// warm is the snapshot that a build's sandboxes start from, nil if there is none.
-func (c *Controller) warm(ctx context.Context, b *hearth.Build) (*hearth.Snapshot, error) {
-	if b.Warm == "" {
+// warm is the snapshot that a build's sandboxes start from on a driver, nil if
+// there is none: then they boot and run the build's commands.
+func (c *Controller) warm(ctx context.Context, b *hearth.Build, driver string) (*hearth.Snapshot, error) {
+	id := b.Warm[driver]
+	if id == "" {
 		return nil, nil
 	}
-	s, err := c.store.Snapshot(ctx, b.Warm)
+	s, err := c.store.Snapshot(ctx, id)
 	if missing(err) {
-		c.log.Warn("a build's warm snapshot is missing, booting instead", "build", b.ID, "snapshot", b.Warm)
+		c.log.Warn("a build's warm snapshot is missing, booting instead", "build", b.ID, "snapshot", id)
 		return nil, nil
 	}
 	return s, err

@@ -202,7 +202,7 @@ func (c *Controller) settleResuming(ctx context.Context, sb *hearth.Sandbox, m *
 	if m == nil || m.State != hearth.Running {
 		return c.back(ctx, sb, c.clock())
 	}
-	running, err := c.finishResume(ctx, sb, max(sb.EndsAt.Sub(c.clock()), time.Second))
+	running, err := c.finishResume(ctx, sb, m, max(sb.EndsAt.Sub(c.clock()), time.Second))
 	if err != nil {
 		return err
 	}

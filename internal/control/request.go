@@ -11,6 +11,7 @@ import (
 type CreateRequest struct {
 	Team       hearth.TeamID
 	Template   string
+	Driver     string // isolation technology to run on; empty: the template's, else the node's choice
 	Timeout    time.Duration
 	OnTimeout  hearth.TimeoutAction
 	AutoResume bool // traffic to the paused sandbox resumes it

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -20,7 +21,8 @@ func (c *Controller) restart(ctx context.Context, sb *hearth.Sandbox, timeout ti
 	if err != nil {
 		return nil, gone(err, "template's build")
 	}
-	at, err := c.place(sb, snap)
+	sb.Driver = snap.Driver // only that one can read it
+	at, _, err := c.place(sb, []hearth.SnapshotID{snap.ID})
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +33,7 @@ func (c *Controller) restart(ctx context.Context, sb *hearth.Sandbox, timeout ti
 	}
 	now, was := c.clock(), sb.EndsAt
 	resuming, err := c.move(ctx, sb, hearth.Resuming, func(s *hearth.Sandbox) error {
-		s.Node, s.Launch = at, s.Generation+1
+		s.Node, s.Driver, s.Launch = at, snap.Driver, s.Generation+1
 		s.EndsAt = now.Add(timeout)
 		return nil
 	})
@@ -39,7 +41,7 @@ func (c *Controller) restart(ctx context.Context, sb *hearth.Sandbox, timeout ti
 		c.publish(sb)
 		return nil, c.doubt(sb, err)
 	}
-	err = c.start(ctx, resuming, node.StartRequest{Build: *b, Restore: snap, Token: c.access(resuming)})
+	m, err := c.start(ctx, resuming, node.StartRequest{Build: *b, Restore: snap, Token: c.access(resuming)})
 	if err != nil {
 		c.log.Warn("sandbox could not be resumed", "sandbox", sb.ID, "node", at, "err", err)
 		if back := c.back(ctx, resuming, was); back != nil {
@@ -47,7 +49,7 @@ func (c *Controller) restart(ctx context.Context, sb *hearth.Sandbox, timeout ti
 		}
 		return nil, err
 	}
-	return c.finishResume(ctx, resuming, timeout)
+	return c.finishResume(ctx, resuming, m, timeout)
 }
 
 // gone keeps a row that should be there from looking like a sandbox that is not.
@@ -60,10 +62,11 @@ func gone(err error, what string) error {
 
 // finishResume moves a sandbox whose machine answers to running. Its life
 // begins anew, paused time does not count.
-func (c *Controller) finishResume(ctx context.Context, sb *hearth.Sandbox, timeout time.Duration) (*hearth.Sandbox, error) {
+func (c *Controller) finishResume(ctx context.Context, sb *hearth.Sandbox, m *node.Instance, timeout time.Duration) (*hearth.Sandbox, error) {
 	now := c.clock()
 	running, err := c.move(ctx, sb, hearth.Running, func(s *hearth.Sandbox) error {
 		s.StartedAt, s.EndsAt = now, now.Add(timeout)
+		s.Driver, s.Isolation = cmp.Or(m.Driver, s.Driver), m.Isolation
 		return nil
 	})
 	if err != nil {

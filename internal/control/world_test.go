@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 		w.store.CreateSnapshot(ctx, &hearth.Snapshot{ID: "warm", Driver: "fake", Memory: true}),
 		w.store.CreateTemplate(ctx, &hearth.Template{ID: "tpl", Team: "t1", Aliases: []string{"base", "second"}, Public: true, CreatedAt: now}),
 		w.store.CreateBuild(ctx, &hearth.Build{ID: "b1", Template: "tpl", Status: hearth.BuildWaiting, CreatedAt: now}),
-		w.store.FinishBuild(ctx, &hearth.Build{ID: "b1", Template: "tpl", Status: hearth.BuildReady, Warm: "warm",
+		w.store.FinishBuild(ctx, &hearth.Build{ID: "b1", Template: "tpl", Status: hearth.BuildReady, Warm: map[string]hearth.SnapshotID{"fake": "warm"},
 			Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024}}),
 		w.store.CreateTemplate(ctx, &hearth.Template{ID: "new", Team: "t1", Aliases: []string{"soon"}, CreatedAt: now}),
 		w.store.CreateBuild(ctx, &hearth.Build{ID: "b2", Template: "new", Status: hearth.BuildBuilding, CreatedAt: now}),
@@ -139,7 +139,10 @@ func (h host) Start(ctx context.Context, req node.StartRequest) (*node.Instance,
 	if want := "token of " + string(s.ID); !s.Open && req.Token != want {
 		w.bad("%s is started with the token %q", s.ID, req.Token)
 	}
-	m := &node.Instance{ID: s.ID, Generation: s.Launch, StartedAt: time.Now(), State: hearth.Running}
+	m := &node.Instance{ID: s.ID, Generation: s.Launch, StartedAt: time.Now(), State: hearth.Running, Driver: req.Driver, Isolation: hearth.HardwareVM}
+	if req.Restore != nil && req.Restore.Driver != req.Driver {
+		w.bad("%s is to run on %s from a snapshot of %s", s.ID, req.Driver, req.Restore.Driver)
+	}
 	w.machines[h.id][s.ID] = m
 	w.policies[s.ID] = s.Network
 	w.starts++
@@ -155,6 +158,10 @@ func (h host) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRequ
 	defer w.mu.Unlock()
 	owner, done := w.files[req.Into]
 	m := w.machines[h.id][id]
+	driver := "fake"
+	if m != nil {
+		driver = m.Driver
+	}
 	switch {
 	case m == nil && !done:
 		return nil, hearth.Errorf(hearth.NotFound, "no such sandbox")
@@ -164,7 +171,7 @@ func (h host) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRequ
 		w.files[req.Into] = id
 		delete(w.machines[h.id], id)
 	}
-	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: "fake", Memory: true, Created: time.Now()}, nil
+	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: driver, Memory: true, Created: time.Now()}, nil
 }
 
 func (h host) Stop(ctx context.Context, id hearth.SandboxID, _ string) error {
@@ -210,7 +217,7 @@ func (h host) Usage(ctx context.Context, id hearth.SandboxID) (node.Usage, error
 }
 
 func (h host) Status(context.Context) (*hearth.NodeStatus, error) {
-	return &hearth.NodeStatus{ID: h.id, Drivers: []string{"fake"}}, nil
+	return &hearth.NodeStatus{ID: h.id, Drivers: []string{"fake", "vm"}, Offers: []string{"fake", "vm"}}, nil
 }
 
 func (h host) List(ctx context.Context) ([]*node.Instance, error) {
@@ -395,7 +402,7 @@ func (p *process) Node(id hearth.NodeID) (node.Service, error) {
 }
 
 func (p *process) Statuses() []*hearth.NodeStatus {
-	return []*hearth.NodeStatus{{ID: "n1", Drivers: []string{"fake"}}, {ID: "n2", Drivers: []string{"fake"}}}
+	return []*hearth.NodeStatus{{ID: "n1", Drivers: []string{"fake", "vm"}, Offers: []string{"fake", "vm"}}, {ID: "n2", Drivers: []string{"fake"}, Offers: []string{"fake"}}}
 }
 
 type faultyNode struct {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,7 +43,8 @@ type Line struct {
 // Host is what the doctor needs to know of this build to examine a host for it.
 type Host struct {
 	Config  *config.Config
-	Drivers []driver.Driver
+	Drivers []driver.Driver             // the strongest isolation first
+	Wanted  []string                    // those that the configuration names; none: one that runs is enough
 	Network func(context.Context) error // tries namespaces, veth and nftables; nil skips
 	Guest   func() error                // whether the guest daemon is in this binary
 
@@ -70,9 +72,7 @@ func Examine(ctx context.Context, h Host) []Line {
 		lines = append(lines, verdict("guest daemon", h.Guest(), "built into this binary", "run `make build`"))
 	}
 	if asRoot {
-		for _, d := range h.Drivers {
-			lines = append(lines, probe(ctx, d))
-		}
+		lines = append(lines, h.drivers(ctx)...)
 	} else {
 		lines = append(lines, Line{"not tried", Warn, "network, drivers", "run as root"})
 	}
@@ -196,13 +196,32 @@ func namespaces() Line {
 	return Line{"user namespaces", Pass, "every sandbox gets host user ids of its own", ""}
 }
 
-func probe(ctx context.Context, d driver.Driver) Line {
-	name := "driver " + d.Name()
-	caps, err := d.Probe(ctx)
-	if err != nil {
-		return Line{name, Fail, err.Error(), "see docs/OPERATIONS.md"}
+// drivers says of each driver whether it runs here, and what it would put
+// between guest and host.
+func (h Host) drivers(ctx context.Context) []Line {
+	var lines []Line
+	able := false
+	for _, d := range h.Drivers {
+		l := Line{"driver " + d.Name(), Pass, "", ""}
+		caps, err := d.Probe(ctx)
+		switch {
+		case err == nil && caps.Isolation == hearth.EmulatedVM:
+			l.Status, l.Detail = Warn, "isolation: "+caps.Isolation.Words()
+			l.Remedy = "use a host with /dev/kvm; sandboxes get this driver only where it is asked for"
+		case err == nil:
+			able = true
+			l.Detail = "isolation: " + caps.Isolation.Words()
+		case slices.Contains(h.Wanted, d.Name()):
+			l.Status, l.Detail, l.Remedy = Fail, err.Error(), "see docs/OPERATIONS.md, or take it out of the configuration"
+		default:
+			l.Status, l.Detail, l.Remedy = Warn, err.Error(), "needed only where it is asked for"
+		}
+		lines = append(lines, l)
 	}
-	return Line{name, Pass, "isolation: " + caps.Isolation, ""}
+	if len(h.Drivers) > 0 && h.Config.Node.Driver == config.Auto && !able {
+		lines = append(lines, Line{"driver", Fail, "none runs on this host", "mend one of the above"})
+	}
+	return lines
 }
 
 func kvm() Line {

@@ -1,9 +1,14 @@
 package doctor
 
 import (
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 
+	"hearth/internal/config"
+	"hearth/internal/driver"
+	"hearth/internal/driver/fake"
 	"hearth/internal/hearth"
 )
 
@@ -50,5 +55,41 @@ func TestFailedNamesTheFirst(t *testing.T) {
 	}
 	if err := Failed([]Line{{"b", Warn, "odd", "mend it"}}); err != nil {
 		t.Errorf("a warning failed: %v", err)
+	}
+}
+
+func TestDrivers(t *testing.T) {
+	of := func(name string, isolation hearth.Isolation, err error) driver.Driver {
+		h := fake.NewHost(fake.Config{Name: name, Isolation: isolation})
+		if err != nil {
+			h.Fail(fake.Probe, err)
+		}
+		return fake.New(h)
+	}
+	missing := errors.New("not there")
+	for _, tc := range []struct {
+		name    string
+		drivers []driver.Driver
+		node    string
+		wanted  []string
+		want    []Status
+	}{
+		{"auto", []driver.Driver{of("a", "", missing), of("b", hearth.UserKernel, nil)}, config.Auto, nil, []Status{Warn, Pass}},
+		{"auto, none", []driver.Driver{of("a", "", missing), of("b", hearth.EmulatedVM, nil)}, config.Auto, nil, []Status{Warn, Warn, Fail}},
+		{"wanted", []driver.Driver{of("a", "", missing), of("b", hearth.UserKernel, nil)}, "a", []string{"a"}, []Status{Fail, Pass}},
+		{"emulation is slow", []driver.Driver{of("a", hearth.EmulatedVM, nil)}, "a", []string{"a"}, []Status{Warn}},
+	} {
+		c := config.Default()
+		c.Node.Driver = tc.node
+		var got []Status
+		for _, l := range (Host{Config: &c, Drivers: tc.drivers, Wanted: tc.wanted}).drivers(t.Context()) {
+			got = append(got, l.Status)
+			if (l.Status == Pass) != (l.Remedy == "") {
+				t.Errorf("%s: %+v", tc.name, l)
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
 	}
 }

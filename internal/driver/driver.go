@@ -46,10 +46,10 @@ type Driver interface {
 
 // Capabilities is what a driver can do on this host.
 type Capabilities struct {
-	Isolation      string // what stands between guest and host: "kernel" (gVisor), "vm", "none"
-	MemorySnapshot bool   // Checkpoint keeps memory and processes
-	Tap            bool   // machines send through Attachment.Tap; else they take Device's address over
-	Key            string // what a checkpoint of this driver on this host needs: version, CPU, kernel
+	Isolation      hearth.Isolation // what stands between guest and host
+	MemorySnapshot bool             // Checkpoint keeps memory and processes
+	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
+	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }
 
 // A Machine is one running guest. Dial, Usage, Done and Exit may be called from

@@ -39,6 +39,32 @@ func (s State) CanBecome(t State) bool {
 	return false
 }
 
+// Isolation says what stands between a guest and its host.
+type Isolation string
+
+// The kinds of isolation, the weakest first.
+const (
+	NoIsolation Isolation = "none"
+	UserKernel  Isolation = "kernel"   // gVisor
+	EmulatedVM  Isolation = "emulated" // a virtual machine without hardware support
+	HardwareVM  Isolation = "vm"
+)
+
+// Words describes the isolation to people, and promises nothing more than there is.
+func (i Isolation) Words() string {
+	switch i {
+	case NoIsolation:
+		return "none"
+	case UserKernel:
+		return "a kernel in user space; no virtual machine"
+	case EmulatedVM:
+		return "a virtual machine emulated in software; slow"
+	case HardwareVM:
+		return "a virtual machine on the processor's own support"
+	}
+	return "unknown"
+}
+
 // Resources is the size of a machine.
 type Resources struct {
 	VCPUs     int `json:"vcpus"`
@@ -73,6 +99,9 @@ type Sandbox struct {
 	Build      BuildID
 	Node       NodeID     // empty unless a machine exists
 	Snapshot   SnapshotID // set from Pausing until its files are gone after a resume or a kill
+	Wanted     string     // driver that was asked for; empty: none in particular
+	Driver     string     // driver of its machine and snapshot; set with Node
+	Isolation  Isolation  // what that driver gave it; set when it first runs
 	State      State
 	StopReason string // set when Stopped
 	Resources  Resources
@@ -120,11 +149,14 @@ type Build struct {
 	Reason     string // why Status is error, safe to show
 	Source     string // key of what it was built from; an equal key need not be built again
 	Resources  Resources
-	Layers     []string          // blob keys of EROFS layers, lowest first
-	Warm       SnapshotID        // checkpoint taken after the start command was ready; empty if none
-	Env        map[string]string // environment of every process in a sandbox of this build
-	User       string            // default user; empty means "user"
-	Workdir    string            // default working directory; empty means the user's home
+	Driver     string                // its sandboxes run on it unless they ask for another; empty: the node's choice
+	Layers     []string              // blob keys of EROFS layers, lowest first
+	Warm       map[string]SnapshotID // by driver: checkpoint taken after the start command was ready
+	Start      string                // shell line that runs before the checkpoint, and after a boot without one
+	Ready      string                // shell line that succeeds once Start is ready; empty: at once
+	Env        map[string]string     // environment of every process in a sandbox of this build
+	User       string                // default user; empty means "user"
+	Workdir    string                // default working directory; empty means the user's home
 	CreatedAt  time.Time
 	FinishedAt time.Time
 }
@@ -153,7 +185,8 @@ type File struct {
 // NodeStatus is what a node reports of itself.
 type NodeStatus struct {
 	ID        NodeID
-	Drivers   []string
+	Drivers   []string // that can run here: what a restore needs one of
+	Offers    []string // those that a new sandbox may ask for, what it gets unasked first
 	Total     Resources
 	Allocated Resources
 	Starting  int

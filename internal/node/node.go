@@ -57,7 +57,8 @@ type Service interface {
 type StartRequest struct {
 	Sandbox hearth.Sandbox
 	Build   hearth.Build     // its layers, environment, default user
-	Restore *hearth.Snapshot // nil boots from the build's layers
+	Restore *hearth.Snapshot // nil boots from the build's layers and runs its commands
+	Driver  string           // boots the machine; empty: the node's choice. A restore takes its snapshot's
 	Token   string           // guest access token; empty leaves the daemon open
 }
 
@@ -80,6 +81,8 @@ type Instance struct {
 	Generation int64
 	StartedAt  time.Time
 	State      hearth.State
+	Driver     string
+	Isolation  hearth.Isolation
 }
 
 // Usage is what a sandbox uses by the host's accounting. Bytes.

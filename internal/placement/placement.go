@@ -11,7 +11,7 @@ import (
 // Request is what a sandbox needs of a node.
 type Request struct {
 	Resources hearth.Resources
-	Driver    string          // driver that wrote the snapshot to start from; empty: any
+	Driver    string          // that it must run on; empty: any
 	Wants     []string        // builds and snapshots whose blobs should be on local disk
 	Avoid     []hearth.NodeID // nodes that were tried
 }

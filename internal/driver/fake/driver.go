@@ -25,15 +25,15 @@ type Driver struct{ host *Host }
 // without closing its machines has crashed, and the next one can Attach to them.
 func New(host *Host) *Driver { return &Driver{host: host} }
 
-// Name is "fake".
-func (d *Driver) Name() string { return Name }
+// Name is the host's Config.Name.
+func (d *Driver) Name() string { return d.host.cfg.Name }
 
 // Probe fails only when it was told to.
 func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 	if err := d.host.before(ctx, Probe, ""); err != nil {
 		return driver.Capabilities{}, err
 	}
-	return driver.Capabilities{Isolation: "none", MemorySnapshot: !d.host.cfg.DiskOnly, Tap: d.host.cfg.Tap, Key: d.host.cfg.Key}, nil
+	return driver.Capabilities{Isolation: d.host.cfg.Isolation, MemorySnapshot: !d.host.cfg.DiskOnly, Tap: d.host.cfg.Tap, Key: d.host.cfg.Key}, nil
 }
 
 // Start runs the host's Program in a new guest.
@@ -70,9 +70,9 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 
 // load reads a checkpoint, after the checks that the contract asks for.
 func (d *Driver) load(from *driver.Checkpoint) (map[string]string, error) {
-	if from.Driver != Name || from.Key != d.host.cfg.Key {
+	if from.Driver != d.Name() || from.Key != d.host.cfg.Key {
 		return nil, hearth.Errorf(hearth.FailedPrecondition,
-			"checkpoint was written by %s %q, this host is %s %q", from.Driver, from.Key, Name, d.host.cfg.Key)
+			"checkpoint was written by %s %q, this host is %s %q", from.Driver, from.Key, d.Name(), d.host.cfg.Key)
 	}
 	name, memory := stateFile, map[string]string{}
 	if from.Base != nil {
@@ -123,7 +123,7 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 		return nil, err
 	}
 	m := d.host.lookup(h.ID)
-	if m == nil || h.Driver != Name || string(m.Handle().State) != string(h.State) || m.spec.Dir != h.Dir {
+	if m == nil || h.Driver != d.Name() || string(m.Handle().State) != string(h.State) || m.spec.Dir != h.Dir {
 		return nil, hearth.Errorf(hearth.NotFound, "machine %s is gone", h.ID)
 	}
 	return m, nil

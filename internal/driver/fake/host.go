@@ -9,6 +9,7 @@
 package fake
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -18,7 +19,7 @@ import (
 	"hearth/internal/hearth"
 )
 
-// Name is what Driver.Name returns.
+// Name is what Driver.Name returns where Config says nothing else.
 const Name = "fake"
 
 // Op names an operation of a driver or a machine that a Hook may fail.
@@ -49,8 +50,12 @@ type Config struct {
 	// Program is run in every guest as it boots or is restored, before Start
 	// returns; it registers what listens on the guest's ports. Nil: no port is open.
 	Program func(*Guest)
+	// Name is the drivers' name; empty means Name.
+	Name string
 	// Key is Capabilities.Key; empty means "fake-1".
 	Key string
+	// Isolation is Capabilities.Isolation; empty means none.
+	Isolation hearth.Isolation
 	// DiskOnly makes a host whose checkpoints cannot keep memory.
 	DiskOnly bool
 	// Layered makes checkpoints of restored machines hold only what changed. What
@@ -74,9 +79,8 @@ type Host struct {
 
 // NewHost returns an empty host.
 func NewHost(cfg Config) *Host {
-	if cfg.Key == "" {
-		cfg.Key = "fake-1"
-	}
+	cfg.Name, cfg.Key = cmp.Or(cfg.Name, Name), cmp.Or(cfg.Key, "fake-1")
+	cfg.Isolation = cmp.Or(cfg.Isolation, hearth.NoIsolation)
 	return &Host{cfg: cfg, machines: map[string]*machine{}, failures: map[Op][]error{}}
 }
 

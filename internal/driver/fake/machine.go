@@ -43,7 +43,7 @@ func newMachine(host *Host, spec driver.Spec, memory map[string]string) *machine
 
 // Handle's state is the number of the boot, which stands for pid and start time.
 func (m *machine) Handle() driver.Handle {
-	return driver.Handle{Driver: Name, ID: m.spec.ID, Dir: m.spec.Dir, State: fmt.Appendf(nil, "%d", m.boot)}
+	return driver.Handle{Driver: m.host.cfg.Name, ID: m.spec.ID, Dir: m.spec.Dir, State: fmt.Appendf(nil, "%d", m.boot)}
 }
 
 // Dial calls the guest's handler for port with one end of a pipe. A frozen
@@ -113,7 +113,7 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 	if !m.frozen() {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.spec.ID)
 	}
-	c := &driver.Checkpoint{Driver: Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}}
+	c := &driver.Checkpoint{Driver: m.host.cfg.Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}}
 	var state any = m.guest.snapshot(m.host.cfg.DiskOnly)
 	if m.host.cfg.Layered && m.spec.From != nil && m.spec.From.Layers() < driver.MaxLayers {
 		base, err := New(m.host).load(m.spec.From)

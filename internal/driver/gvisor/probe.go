@@ -43,5 +43,5 @@ func (d *Driver) Probe(context.Context) (driver.Capabilities, error) {
 	if err != nil {
 		return missing("processor cannot be identified: %v", err)
 	}
-	return driver.Capabilities{Isolation: "kernel", MemorySnapshot: true, Key: key}, nil
+	return driver.Capabilities{Isolation: hearth.UserKernel, MemorySnapshot: true, Key: key}, nil
 }

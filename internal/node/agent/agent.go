@@ -41,7 +41,8 @@ import (
 type Config struct {
 	Node   hearth.NodeID
 	Dir    string   // absolute; made by Open
-	Driver string   // boots sandboxes that no snapshot restores; default: the only driver
+	Driver string   // boots sandboxes that ask for none and that no snapshot restores; default: the only driver
+	Offers []string // what other drivers a new sandbox may ask for; the rest restores what it wrote before
 	DNS    []string // name servers of every sandbox
 
 	Total hearth.Resources // what may be allocated; zero fields: what the host has
@@ -98,6 +99,10 @@ type Guest interface {
 
 	// Forward connects to a port on the guest's loopback.
 	Forward(ctx context.Context, port uint16) (net.Conn, error)
+
+	// Prepare runs the commands of a build in a guest that has booted and was
+	// unsealed, and returns when its ready command has succeeded.
+	Prepare(ctx context.Context, b *hearth.Build) error
 }
 
 // Deps are the parts an agent works with. All are needed but Memory, Now and Log.

@@ -403,7 +403,7 @@ func TestStepsAreTold(t *testing.T) {
 	for _, s := range a.Steps(req.Sandbox.ID) {
 		names = append(names, s.Name)
 	}
-	if got := strings.Join(names, " "); got != "queue files slot record policy machine init record" {
+	if got := strings.Join(names, " "); got != "queue files slot record policy machine init prepare record" {
 		t.Fatalf("steps: %s", got)
 	}
 	w.shutdown(a)

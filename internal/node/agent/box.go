@@ -54,6 +54,7 @@ func (a *Agent) register(ctx context.Context, mc *machine, g Guest) (*node.Insta
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	b.inst.Driver, b.inst.Isolation = mc.rec.Handle.Driver, a.caps[mc.rec.Handle.Driver].Isolation
 	if ctx.Err() != nil {
 		return nil, turn.Ended(ctx)
 	}

@@ -95,7 +95,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 		c, err := d.Probe(ctx)
 		if err != nil {
 			unable = append(unable, err)
-			a.log.Warn("a driver cannot run here", "driver", name, "err", err)
+			a.log.Info("a driver cannot run here", "driver", name, "err", err)
 			continue
 		}
 		caps[name] = c

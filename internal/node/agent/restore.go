@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"os"
+	"slices"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -11,8 +13,8 @@ import (
 
 // driverFor chooses the driver and refuses a snapshot that it cannot restore,
 // before anything is read.
-func (a *Agent) driverFor(from *hearth.Snapshot) (driver.Driver, error) {
-	name := a.cfg.Driver
+func (a *Agent) driverFor(p plan) (driver.Driver, error) {
+	name, from := cmp.Or(p.driver, a.cfg.Driver), p.restore
 	if from != nil {
 		name = from.Driver
 	}
@@ -33,6 +35,18 @@ func (a *Agent) capabilities(name string) (driver.Capabilities, bool) {
 	defer a.mu.Unlock()
 	caps, able := a.caps[name]
 	return caps, able
+}
+
+// offers lists what new sandboxes may ask for, what they get unasked first. The
+// caller holds mu.
+func (a *Agent) offers() []string {
+	var list []string
+	for _, name := range append([]string{a.cfg.Driver}, a.cfg.Offers...) {
+		if _, able := a.caps[name]; able && !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	return list
 }
 
 // layers returns the files of a build's layers.

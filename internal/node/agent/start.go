@@ -160,6 +160,7 @@ func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instanc
 type plan struct {
 	build     *hearth.Build
 	restore   *hearth.Snapshot // nil boots from the layers
+	driver    string           // boots it; empty: the node's own choice
 	resources hearth.Resources
 	sandbox   *journal.Sandbox // nil for a pool
 	urgency   turn.Urgency
@@ -172,7 +173,7 @@ func (a *Agent) planOf(req node.StartRequest) plan {
 	}
 	maps.Copy(env, req.Sandbox.Env)
 	return plan{
-		build: &req.Build, restore: req.Restore, resources: req.Sandbox.Resources, urgency: turn.User,
+		build: &req.Build, restore: req.Restore, driver: req.Driver, resources: req.Sandbox.Resources, urgency: turn.User,
 		sandbox: &journal.Sandbox{
 			ID: req.Sandbox.ID, Generation: req.Sandbox.Generation, StartedAt: a.now(),
 			Template: req.Sandbox.Template, Network: req.Sandbox.Network, Token: req.Token, Env: env,
@@ -227,14 +228,25 @@ func (a *Agent) handOver(ctx context.Context, mc *machine, p plan) (*node.Instan
 		return nil, err
 	}
 	mc.took = append(mc.took, Step{Name: "thaw", Took: a.now().Sub(began)})
-	return a.settle(ctx, mc)
+	return a.settle(ctx, mc, p)
 }
 
-// settle unseals a machine's daemon and gives it to its sandbox.
-func (a *Agent) settle(ctx context.Context, mc *machine) (*node.Instance, error) {
+// settle unseals a machine's daemon and gives it to its sandbox, in the state in
+// which the build's sandboxes begin.
+func (a *Agent) settle(ctx context.Context, mc *machine, p plan) (*node.Instance, error) {
 	g := a.guestOf(mc)
 	if err := a.step(mc, "init", func() error { return a.unseal(ctx, mc, g) }); err != nil {
 		return nil, err
+	}
+	if p.restore == nil {
+		prepare := func() error {
+			ctx, cancel := mc.within(ctx)
+			defer cancel()
+			return because(ctx, g.Prepare(ctx, p.build))
+		}
+		if err := a.step(mc, "prepare", prepare); err != nil {
+			return nil, err
+		}
 	}
 	inst, err := a.register(ctx, mc, g)
 	if err == nil {
@@ -264,7 +276,7 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 		return nil, err
 	}
 	mc.took = append([]Step{{Name: "queue", Took: waited}}, mc.took...)
-	inst, err := a.settle(ctx, mc)
+	inst, err := a.settle(ctx, mc, p)
 	if err != nil {
 		a.discard(ctx, mc)
 		return nil, err
@@ -276,7 +288,7 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 // boot makes a machine that runs, its daemon still sealed. When it fails
 // nothing is left.
 func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
-	d, err := a.driverFor(p.restore)
+	d, err := a.driverFor(p)
 	if err != nil {
 		return nil, err
 	}

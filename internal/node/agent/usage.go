@@ -114,6 +114,7 @@ func (a *Agent) Status(context.Context) (*hearth.NodeStatus, error) {
 		s.Drivers = append(s.Drivers, name)
 	}
 	slices.Sort(s.Drivers)
+	s.Offers = a.offers()
 	for _, b := range a.boxes {
 		s.Allocated.VCPUs += b.resources.VCPUs
 		s.Allocated.MemoryMiB += b.resources.MemoryMiB

@@ -46,6 +46,9 @@ type world struct {
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
 	free int64 // host memory available
+
+	others   map[string]*fake.Host // of further drivers, by name
+	prepared []string              // start commands that guests were asked to run
 }
 
 func newWorld(t testing.TB) *world { return newWorldOf(t, fake.Config{Program: nodetest.Daemon}) }
@@ -105,8 +108,12 @@ func (w *world) setFree(n int64) {
 func (w *world) agent(cfg agent.Config) *agent.Agent {
 	cfg.Dir = w.dir
 	w.shelf = shelf.New(w.blobs)
+	drivers := map[string]driver.Driver{fake.Name: fake.New(w.host)}
+	for name, host := range w.others {
+		drivers[name] = fake.New(host)
+	}
 	return agent.New(cfg, agent.Deps{
-		Drivers: map[string]driver.Driver{fake.Name: fake.New(w.host)},
+		Drivers: drivers,
 		Network: w.slots, Blobs: w.blobs, Shelf: w.shelf, Memory: w.memory,
 		Guest: func(dial agent.Dialer, control string) agent.Guest {
 			return &tapped{w: w, Client: &nodetest.Client{Dial: nodetest.Dial(dial), Control: control}}
@@ -230,6 +237,15 @@ func (g *tapped) call(ctx context.Context, op string, f func() error) error {
 
 func (g *tapped) Ready(ctx context.Context) error {
 	return g.call(ctx, "guest.ready", func() error { return g.Client.Ready(ctx) })
+}
+
+func (g *tapped) Prepare(ctx context.Context, b *hearth.Build) error {
+	return g.call(ctx, "guest.prepare", func() error {
+		g.w.mu.Lock()
+		defer g.w.mu.Unlock()
+		g.w.prepared = append(g.w.prepared, b.Start)
+		return nil
+	})
 }
 
 func (g *tapped) Init(ctx context.Context, req guest.InitRequest) error {

@@ -245,7 +245,7 @@ func copyTemplate(t *hearth.Template) *hearth.Template {
 
 func copyBuild(b *hearth.Build) *hearth.Build {
 	c := *b
-	c.Layers, c.Env = slices.Clone(b.Layers), maps.Clone(b.Env)
+	c.Layers, c.Warm, c.Env = slices.Clone(b.Layers), maps.Clone(b.Warm), maps.Clone(b.Env)
 	c.CreatedAt, c.FinishedAt = b.CreatedAt.UTC(), b.FinishedAt.UTC()
 	return &c
 }

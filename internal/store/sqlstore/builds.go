@@ -9,23 +9,27 @@ import (
 	"hearth/internal/store"
 )
 
-const buildColumns = `id, template, status, reason, source, resources_json, layers_json, warm, env_json, username, workdir, created_at, finished_at`
+const buildColumns = `id, template, status, reason, source, resources_json, driver, layers_json, warm_json,
+	start_line, ready_line, env_json, username, workdir, created_at, finished_at`
 
 func scanBuild(row scanner) (*hearth.Build, error) {
 	var b hearth.Build
-	err := row.Scan(&b.ID, &b.Template, &b.Status, &b.Reason, &b.Source, fromJSON{&b.Resources}, fromJSON{&b.Layers},
-		&b.Warm, fromJSON{&b.Env}, &b.User, &b.Workdir, at{&b.CreatedAt}, at{&b.FinishedAt})
+	err := row.Scan(&b.ID, &b.Template, &b.Status, &b.Reason, &b.Source, fromJSON{&b.Resources}, &b.Driver, fromJSON{&b.Layers},
+		fromJSON{&b.Warm}, &b.Start, &b.Ready, fromJSON{&b.Env}, &b.User, &b.Workdir, at{&b.CreatedAt}, at{&b.FinishedAt})
 	return &b, err
 }
 
 // buildJSON holds the JSON columns of a build.
-type buildJSON struct{ resources, layers, env string }
+type buildJSON struct{ resources, layers, warm, env string }
 
 func encodeBuild(b *hearth.Build) (e buildJSON, err error) {
 	if e.resources, err = inJSON(b.Resources); err != nil {
 		return e, err
 	}
 	if e.layers, err = inJSON(b.Layers); err != nil {
+		return e, err
+	}
+	if e.warm, err = inJSON(b.Warm); err != nil {
 		return e, err
 	}
 	e.env, err = inJSON(b.Env)
@@ -42,9 +46,9 @@ func (s *Store) CreateBuild(ctx context.Context, b *hearth.Build) error {
 		return err
 	}
 	return s.change(ctx, durable, func(tx *sql.Tx) error {
-		_, err := exec(tx, `INSERT INTO builds (`+buildColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			b.ID, b.Template, b.Status, b.Reason, b.Source, e.resources, e.layers, b.Warm, e.env, b.User, b.Workdir,
-			nanos(b.CreatedAt), nanos(b.FinishedAt))
+		_, err := exec(tx, `INSERT INTO builds (`+buildColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			b.ID, b.Template, b.Status, b.Reason, b.Source, e.resources, b.Driver, e.layers, e.warm,
+			b.Start, b.Ready, e.env, b.User, b.Workdir, nanos(b.CreatedAt), nanos(b.FinishedAt))
 		if taken(err) {
 			return hearth.Wrap(hearth.AlreadyExists, err, "build %q exists already", b.ID)
 		}
@@ -119,10 +123,11 @@ func writeBuild(ctx context.Context, tx *sql.Tx, b *hearth.Build) (*hearth.Build
 	if err != nil {
 		return nil, err
 	}
-	n, err := exec(tx, `UPDATE builds SET status = ?, reason = ?, source = ?, resources_json = ?, layers_json = ?,
-		warm = ?, env_json = ?, username = ?, workdir = ?, finished_at = ?
+	n, err := exec(tx, `UPDATE builds SET status = ?, reason = ?, source = ?, resources_json = ?, driver = ?, layers_json = ?,
+		warm_json = ?, start_line = ?, ready_line = ?, env_json = ?, username = ?, workdir = ?, finished_at = ?
 		WHERE id = ? AND status NOT IN ('ready', 'error')`,
-		b.Status, b.Reason, b.Source, e.resources, e.layers, b.Warm, e.env, b.User, b.Workdir, nanos(b.FinishedAt), b.ID)
+		b.Status, b.Reason, b.Source, e.resources, b.Driver, e.layers, e.warm, b.Start, b.Ready, e.env,
+		b.User, b.Workdir, nanos(b.FinishedAt), b.ID)
 	if err == nil && n == 0 {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "build '%s' is finished", b.ID)
 	}

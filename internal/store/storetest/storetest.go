@@ -52,7 +52,7 @@ var epoch = time.Date(2026, 3, 4, 5, 6, 7, 890123457, time.UTC)
 func Sandbox(id string) *hearth.Sandbox {
 	allow := false
 	return &hearth.Sandbox{
-		ID: hearth.SandboxID(id), Team: "t1", Template: "tpl", Alias: "base", Build: "b1", Node: "n1",
+		ID: hearth.SandboxID(id), Team: "t1", Template: "tpl", Alias: "base", Build: "b1", Node: "n1", Wanted: "qemu", Driver: "qemu", Isolation: hearth.EmulatedVM,
 		State: hearth.Running, StopReason: "none 'yet'",
 		Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024},
 		Network: hearth.Network{AllowInternet: &allow, AllowOut: []string{"1.2.3.4/32", "*.example.com"},

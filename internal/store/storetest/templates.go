@@ -19,7 +19,7 @@ func build(id, tpl string) *hearth.Build {
 	return &hearth.Build{
 		ID: hearth.BuildID(id), Template: hearth.TemplateID(tpl), Status: hearth.BuildWaiting, Source: "key",
 		Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 1024, DiskMiB: 512},
-		Layers:    []string{"layers/a", "layers/b"}, Warm: "s1", Env: map[string]string{"PATH": "/bin"},
+		Layers:    []string{"layers/a", "layers/b"}, Driver: "qemu", Warm: map[string]hearth.SnapshotID{"gvisor": "s1", "qemu": "s2"}, Start: "serve &", Ready: "check", Env: map[string]string{"PATH": "/bin"},
 		User: "user", Workdir: "/code", CreatedAt: epoch,
 	}
 }
@@ -166,7 +166,13 @@ func buildLife(t *testing.T, s store.Store) {
 	ok(t, err)
 	same(t, "build", got, want)
 
-	want.Status, want.Layers, want.Warm, want.Env = hearth.BuildBuilding, []string{"layers/c"}, "", nil
+	got.Warm["gvisor"] = "changed"
+	got, err = s.Build(ctx, "b1")
+	ok(t, err)
+	same(t, "build after the copy changed", got, want)
+
+	want.Status, want.Layers, want.Warm, want.Env = hearth.BuildBuilding, []string{"layers/c"}, nil, nil
+	want.Driver, want.Start, want.Ready = "", "", "again"
 	changed := *want
 	changed.Template, changed.CreatedAt = "elsewhere", epoch.Add(time.Hour) // not the caller's to change
 	ok(t, s.UpdateBuild(ctx, &changed))
@@ -243,7 +249,7 @@ func buildConcurrentFinish(t *testing.T, s store.Store) {
 	for i := range 8 {
 		wg.Go(func() {
 			b := build("b1", "tpl1")
-			b.Status, b.Warm = hearth.BuildReady, hearth.SnapshotID(fmt.Sprint(i))
+			b.Status, b.Warm = hearth.BuildReady, map[string]hearth.SnapshotID{"gvisor": hearth.SnapshotID(fmt.Sprint(i))}
 			if err := s.FinishBuild(ctx, b); err == nil {
 				mu.Lock()
 				won++
