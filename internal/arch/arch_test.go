@@ -58,7 +58,9 @@ func mayImport(p, q string) bool {
 	case within(p, transport...):
 		return contract || gen
 	case within(p, "internal/driver/microvm", "internal/driver/qemu", "internal/driver/firecracker"):
-		return contract || within(q, p) || within(q, "internal/driver/microvm")
+		return contract || within(q, p) || within(q, "internal/driver/microvm", "internal/driver/hostproc")
+	case within(p, "internal/driver"):
+		return contract || within(q, p) || within(q, "internal/driver/hostproc")
 	case within(p, adapters...):
 		return contract || within(q, p)
 	case within(p, leaves...):

@@ -31,6 +31,7 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
 
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
@@ -38,9 +39,10 @@ import (
 const Name = "gvisor"
 
 const (
+	usersDir      = "uids"
 	sidecarPolicy = "LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK" // boot from this binary, not from files beside it
 	maxRoot       = 56                                         // socket path limit 107, less "/runsc-" + ID + ".sock"
-	maxUID        = 1<<32 - 1
+	rangeSize     = 65536                                      // host users per machine
 )
 
 // Config says where a driver keeps its state and what it runs.
@@ -72,7 +74,7 @@ type Config struct {
 type Driver struct {
 	cfg  Config
 	conf *config.Config // of the control calls
-	uids uidRanges
+	uids *hostproc.Users
 	key  func() (string, error) // checkpointKey, read once
 }
 
@@ -107,7 +109,7 @@ func New(cfg Config) (*Driver, error) {
 	log.SetLevel(log.Warning)
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
-		uids: uidRanges{dir: filepath.Join(cfg.Root, "uids"), base: cfg.UIDBase},
+		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }
 
@@ -121,10 +123,8 @@ func (c Config) check() error {
 		return hearth.Errorf(hearth.InvalidArgument, "guest image %q is not absolute", c.Guest)
 	case !strings.HasPrefix(c.CgroupParent, "/") || filepath.Clean(c.CgroupParent) != c.CgroupParent || c.CgroupParent == "/":
 		return hearth.Errorf(hearth.InvalidArgument, "cgroup parent %q is not a clean path below /", c.CgroupParent)
-	case c.UIDBase < 65536 || uint64(c.UIDBase) > maxUID-rangeSize:
-		return hearth.Errorf(hearth.InvalidArgument, "uid base %d is not within 65536 to %d", c.UIDBase, maxUID-rangeSize)
 	}
-	return nil
+	return hostproc.CheckUsers(c.UIDBase, rangeSize)
 }
 
 // flags are runsc's, for the launcher and, through it, the sandbox.

@@ -12,6 +12,8 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/specutils"
+
+	"hearth/internal/driver/hostproc"
 )
 
 // Creating a sandbox joins namespaces, moves the creator between cgroups and
@@ -94,7 +96,7 @@ func run(conf *config.Config, c *container.Container, req launchRequest) error {
 		if err := cg.Update(limit); err != nil {
 			return fmt.Errorf("raising the memory limit: %w", err)
 		}
-		if err := forbidSwap(cg.MakePath("memory")); err != nil {
+		if err := hostproc.ForbidSwap(cg.MakePath("memory")); err != nil {
 			return fmt.Errorf("forbidding swap: %w", err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/runsc/sandbox"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
@@ -50,7 +51,7 @@ type machine struct {
 
 // adopt makes a machine of a running sandbox and watches it.
 func (d *Driver) adopt(id, dir string, state machineState, con *console) (*machine, error) {
-	pidfd, err := state.openProcess()
+	pidfd, err := state.Open()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hearth.Wrap(hearth.NotFound, err, "machine %s is gone", id)
 	}
@@ -108,7 +109,7 @@ func (m *machine) howEnded(conn interface{ Control(func(uintptr)) error }) drive
 	exit := driver.Exit{Code: -1, Reason: "ended, nobody saw how", At: time.Now()}
 	var status unix.WaitStatus
 	known := false
-	_ = conn.Control(func(fd uintptr) { status, known = exitStatus(int(fd), m.state) })
+	_ = conn.Control(func(fd uintptr) { status, known = hostproc.ExitStatus(int(fd), m.state.Process) })
 	switch {
 	case known && status.Signaled():
 		exit.Code = 128 + int(status.Signal())
@@ -118,7 +119,7 @@ func (m *machine) howEnded(conn interface{ Control(func(uintptr)) error }) drive
 		exit.Reason = fmt.Sprintf("guest's first process ended with %d", exit.Code)
 	}
 	const killed = 128 + int(unix.SIGKILL)
-	if m.d.cgroup(m.id).oomKills() > 0 && (exit.Code == killed || !known) {
+	if m.d.cgroup(m.id).OOMKills() > 0 && (exit.Code == killed || !known) {
 		exit.OOM = true
 		exit.Reason = fmt.Sprintf("out of memory: %d MiB of memory and %d MiB of disk are all it may use",
 			m.state.Resources.MemoryMiB, m.state.Resources.DiskMiB)
@@ -225,7 +226,8 @@ func (m *machine) Usage(context.Context) (driver.Usage, error) {
 	default:
 	}
 	c := m.d.cgroup(m.id)
-	u := driver.Usage{CPU: c.cpuTime(), Memory: c.memory(), MemoryMax: memoryLimit(m.state.Resources)}
+	anonymous, files := c.Memory() // the overlay's and tmpfs's pages are files
+	u := driver.Usage{CPU: c.CPUTime(), Memory: anonymous + files, MemoryMax: memoryLimit(m.state.Resources)}
 	u.RxBytes, u.TxBytes = m.traffic()
 	return u, nil
 }

@@ -2,12 +2,9 @@ package gvisor
 
 import (
 	"context"
-	"os"
-	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
@@ -16,23 +13,11 @@ func (d *Driver) Probe(context.Context) (driver.Capabilities, error) {
 	missing := func(format string, args ...any) (driver.Capabilities, error) {
 		return driver.Capabilities{}, hearth.Errorf(hearth.FailedPrecondition, "gvisor: "+format, args...)
 	}
-	if os.Geteuid() != 0 {
-		return missing("needs root to make cgroups and namespaces: run as root")
+	if err := hostproc.Check(); err != nil {
+		return missing("%v", err)
 	}
-	if n := readNumber("/proc/sys/user/max_user_namespaces"); n == 0 && exists("/proc/sys/user/max_user_namespaces") {
+	if n := hostproc.ReadNumber("/proc/sys/user/max_user_namespaces"); n == 0 && exists("/proc/sys/user/max_user_namespaces") {
 		return missing("user namespaces are off: sysctl user.max_user_namespaces=15000")
-	}
-	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
-		return missing("the kernel has no pidfd_open (%v): Linux 5.10 or newer is needed", err)
-	} else {
-		_ = unix.Close(fd)
-	}
-	if !unifiedCgroups() {
-		for _, c := range []string{"memory", "cpu", "cpuacct", "pids"} {
-			if !exists(filepath.Join(cgroupRoot, c)) {
-				return missing("cgroup controller %q is not mounted below %s: boot with cgroup v2, or mount it", c, cgroupRoot)
-			}
-		}
 	}
 	if d.cfg.Guest != "" {
 		if _, err := imageID(d.cfg.Guest); err != nil {

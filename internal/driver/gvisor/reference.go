@@ -25,7 +25,7 @@ func (d *Driver) Reference(spec driver.Spec) ([]string, error) {
 	if err := os.MkdirAll(d.cfg.Root, 0o711); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "gvisor root cannot be made")
 	}
-	firstUID, err := d.uids.take(spec.ID)
+	firstUID, err := d.uids.Take(spec.ID)
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no range of user IDs can be reserved")
 	}

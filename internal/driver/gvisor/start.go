@@ -34,7 +34,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 	if err != nil {
 		return nil, err
 	}
-	firstUID, err := d.uids.take(spec.ID)
+	firstUID, err := d.uids.Take(spec.ID)
 	if err != nil {
 		if hearth.KindOf(err) != hearth.Internal {
 			return nil, err

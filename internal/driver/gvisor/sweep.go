@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
@@ -73,7 +74,7 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 // Purge removes what the driver keeps between machines: its part of Config.Root
 // and the parent cgroup. It fails, and removes nothing, while there are machines.
 func (d *Driver) Purge() error {
-	used, err := d.uids.used()
+	used, err := d.uids.Used()
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "machines cannot be counted")
 	}
@@ -81,7 +82,7 @@ func (d *Driver) Purge() error {
 		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
 	}
 	var errs []error
-	for _, dir := range append(d.cgroup("").dirs(), d.uids.dir, d.cfg.Root) {
+	for _, dir := range append(d.cgroup("").Dirs(), filepath.Join(d.cfg.Root, usersDir), d.cfg.Root) {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
 		}
@@ -104,7 +105,7 @@ const (
 // release kills and removes what there is of a machine that has no launcher any
 // more. The range of users is given back last, when no process can be left in it.
 func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) error {
-	if err := d.cgroup(id).remove(ctx); err != nil {
+	if err := d.cgroup(id).Remove(ctx); err != nil {
 		return err
 	}
 	var errs []error
@@ -122,7 +123,7 @@ func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) 
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return d.uids.free(id)
+	return d.uids.Free(id)
 }
 
 // empty removes what is in a directory, which need not be there.
@@ -158,4 +159,8 @@ func (d *Driver) killStrays(ctx context.Context, id string) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (d *Driver) cgroup(id string) hostproc.Cgroup {
+	return hostproc.CgroupAt(filepath.Join(d.cfg.CgroupParent, id))
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -40,58 +39,6 @@ func TestProcessorIgnoresOrderAndOtherCores(t *testing.T) {
 		if model != "A-6-5" || features != "avx sse" {
 			t.Errorf("processor: %q %q", model, features)
 		}
-	}
-}
-
-func TestUIDRangesAreNeverShared(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "uids")
-	lives := []*uidRanges{{dir: dir, base: 1_000_000}, {dir: dir, base: 1_000_000}} // two processes
-	var mu sync.Mutex
-	owners := map[uint32]string{}
-	var all sync.WaitGroup
-	for i := range 40 {
-		id := "m-" + string(rune('a'+i%26)) + string(rune('a'+i/26))
-		all.Go(func() {
-			uid, err := lives[i%2].take(id)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if other, taken := owners[uid]; taken {
-				t.Errorf("%s and %s share range %d", id, other, uid)
-			}
-			owners[uid] = id
-		})
-	}
-	all.Wait()
-	if _, err := lives[0].take("m-aa"); hearth.KindOf(err) != hearth.AlreadyExists {
-		t.Errorf("a second range for one machine: %v", err)
-	}
-	for _, id := range owners {
-		if err := lives[1].free(id); err != nil {
-			t.Error(err)
-		}
-		if err := lives[1].free(id); err != nil {
-			t.Errorf("second free: %v", err)
-		}
-	}
-	uid, err := lives[0].take("next")
-	if err != nil || uid != 1_000_000 {
-		t.Errorf("after all were freed: %d, %v", uid, err)
-	}
-}
-
-func TestUIDRangesEnd(t *testing.T) {
-	u := &uidRanges{dir: t.TempDir(), base: maxUID - 2*rangeSize}
-	for _, id := range []string{"a", "b"} {
-		if _, err := u.take(id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := u.take("c"); hearth.KindOf(err) != hearth.ResourceExhausted {
-		t.Errorf("third of two ranges: %v", err)
 	}
 }
 
@@ -191,38 +138,6 @@ func TestImageIDRefusesWhatIsNoImage(t *testing.T) {
 	}
 }
 
-// A process number that was given to another process is not our machine.
-func TestReusedPIDIsNotOurs(t *testing.T) {
-	self, err := newState(os.Getpid(), driver.Spec{Layers: []string{"/l"}}, origin{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := self.openProcess()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = f.Close()
-	for name, spoil := range map[string]func(*machineState){
-		"start": func(s *machineState) { s.Start++ }, "inode": func(s *machineState) { s.ExeInode++ },
-		"device": func(s *machineState) { s.ExeDev++ }, "pid": func(s *machineState) { s.PID = 1 << 22 },
-	} {
-		s := self
-		spoil(&s)
-		if f, err := s.openProcess(); err == nil {
-			_ = f.Close()
-			t.Errorf("another %s was taken for ours", name)
-		}
-	}
-	raw, err := json.Marshal(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := decodeState(raw)
-	if err != nil || !cmp.Equal(self.Start, back.Start) {
-		t.Errorf("state %+v became %+v, %v", self, back, err)
-	}
-}
-
 func TestPrecompiledProgramsAreFound(t *testing.T) {
 	if !Precompiled() {
 		t.Skip("this build carries no seccomp programs: run seccompgen")
@@ -255,23 +170,6 @@ func TestConsoleCannotGrow(t *testing.T) {
 	}
 }
 
-func TestForbidSwap(t *testing.T) {
-	dir := t.TempDir()
-	if err := forbidSwap(dir); err != nil {
-		t.Errorf("a kernel without swap: %v", err)
-	}
-	file := filepath.Join(dir, "memory.swap.max")
-	if err := os.WriteFile(file, []byte("max"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := forbidSwap(dir); err != nil {
-		t.Error(err)
-	}
-	if raw, err := os.ReadFile(file); err != nil || string(raw) != "0ax" { // a cgroup file takes whole values
-		t.Errorf("limit of swap is %q, %v", raw, err)
-	}
-}
-
 func TestFullDiskIsTold(t *testing.T) {
 	far := hearth.Wrap(hearth.Internal, errors.New("closing state file failed: no space left on device"), "checkpoint failed")
 	for _, err := range []error{far, &fs.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}} {
@@ -281,5 +179,20 @@ func TestFullDiskIsTold(t *testing.T) {
 	}
 	if other := errors.New("refused"); diskFull("m", other) != other {
 		t.Error("another error changed")
+	}
+}
+
+func TestStateIsPlainData(t *testing.T) {
+	self, err := newState(os.Getpid(), driver.Spec{Layers: []string{"/l"}}, origin{key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := decodeState(raw)
+	if err != nil || !cmp.Equal(self.Process, back.Process) || !strings.Contains(string(raw), `"exe_inode"`) {
+		t.Errorf("state %+v became %s, %+v, %v", self, raw, back, err)
 	}
 }

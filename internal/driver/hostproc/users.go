@@ -1,4 +1,4 @@
-package gvisor
+package hostproc
 
 import (
 	"errors"
@@ -12,29 +12,43 @@ import (
 	"hearth/internal/hearth"
 )
 
-const rangeSize = 65536 // host users per machine
+const maxUID = 1<<32 - 1
 
-// uidRanges hands out ranges of host users. The record is a directory of
-// symbolic links, one per range in use: making one is atomic and carries the
-// owner's name, so a crash at any point leaves no range that nobody owns.
-type uidRanges struct {
+// Users hands out ranges of host users. The record is a directory of symbolic
+// links, one per range in use: making one is atomic and carries the owner's
+// name, so a crash at any point leaves no range that nobody owns.
+type Users struct {
 	dir  string
 	base uint32
+	size uint32
 	mu   sync.Mutex
 }
 
-// take reserves a free range for a machine and returns its first host user.
-func (u *uidRanges) take(id string) (uint32, error) {
+// NewUsers returns the ranges of size users from base on, recorded in dir, which
+// is made when it is needed.
+func NewUsers(dir string, base, size uint32) *Users { return &Users{dir: dir, base: base, size: size} }
+
+// CheckUsers returns an InvalidArgument error unless a range from base on can be
+// given to machines.
+func CheckUsers(base, size uint32) error {
+	if base < 65536 || uint64(base)+uint64(size) > maxUID {
+		return hearth.Errorf(hearth.InvalidArgument, "uid base %d is not within 65536 to %d", base, maxUID-size)
+	}
+	return nil
+}
+
+// Take reserves a free range for a machine and returns its first host user.
+func (u *Users) Take(id string) (uint32, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return 0, err
 	}
-	used, err := u.used()
+	used, err := u.Used()
 	if err != nil {
 		return 0, err
 	}
-	for n := 0; uint64(u.base)+uint64(n+1)*rangeSize <= maxUID; n++ {
+	for n := 0; uint64(u.base)+uint64(n+1)*uint64(u.size) <= maxUID; n++ {
 		if owner, taken := used[n]; taken {
 			if owner == id {
 				return 0, hearth.Errorf(hearth.AlreadyExists, "machine %s is already there", id)
@@ -48,16 +62,16 @@ func (u *uidRanges) take(id string) (uint32, error) {
 		if err != nil {
 			return 0, err
 		}
-		return u.base + uint32(n)*rangeSize, nil
+		return u.base + uint32(n)*u.size, nil
 	}
 	return 0, hearth.Errorf(hearth.ResourceExhausted, "no range of user IDs is free: %d are in use", len(used))
 }
 
-// free gives back what a machine has; having nothing is no error.
-func (u *uidRanges) free(id string) error {
+// Free gives back what a machine has; having nothing is no error.
+func (u *Users) Free(id string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	used, err := u.used()
+	used, err := u.Used()
 	if err != nil {
 		return err
 	}
@@ -69,8 +83,8 @@ func (u *uidRanges) free(id string) error {
 	return err
 }
 
-// used maps range numbers to owners.
-func (u *uidRanges) used() (map[int]string, error) {
+// Used maps range numbers to owners.
+func (u *Users) Used() (map[int]string, error) {
 	entries, err := os.ReadDir(u.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

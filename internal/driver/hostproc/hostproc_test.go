@@ -1,0 +1,151 @@
+package hostproc
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+func TestUIDRangesAreNeverShared(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "uids")
+	lives := []*Users{NewUsers(dir, 1_000_000, 65536), NewUsers(dir, 1_000_000, 65536)} // two processes
+	var mu sync.Mutex
+	owners := map[uint32]string{}
+	var all sync.WaitGroup
+	for i := range 40 {
+		id := "m-" + string(rune('a'+i%26)) + string(rune('a'+i/26))
+		all.Go(func() {
+			uid, err := lives[i%2].Take(id)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if other, taken := owners[uid]; taken {
+				t.Errorf("%s and %s share range %d", id, other, uid)
+			}
+			owners[uid] = id
+		})
+	}
+	all.Wait()
+	if _, err := lives[0].Take("m-aa"); hearth.KindOf(err) != hearth.AlreadyExists {
+		t.Errorf("a second range for one machine: %v", err)
+	}
+	for _, id := range owners {
+		if err := lives[1].Free(id); err != nil {
+			t.Error(err)
+		}
+		if err := lives[1].Free(id); err != nil {
+			t.Errorf("second free: %v", err)
+		}
+	}
+	uid, err := lives[0].Take("next")
+	if err != nil || uid != 1_000_000 {
+		t.Errorf("after all were freed: %d, %v", uid, err)
+	}
+}
+
+func TestUIDRangesEnd(t *testing.T) {
+	u := NewUsers(t.TempDir(), maxUID-2*65536, 65536)
+	for _, id := range []string{"a", "b"} {
+		if _, err := u.Take(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := u.Take("c"); hearth.KindOf(err) != hearth.ResourceExhausted {
+		t.Errorf("third of two ranges: %v", err)
+	}
+}
+
+// A process number that was given to another process is not our machine.
+func TestReusedPIDIsNotOurs(t *testing.T) {
+	self, err := Identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := self.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	for name, spoil := range map[string]func(*Process){
+		"start": func(p *Process) { p.Start++ }, "inode": func(p *Process) { p.ExeInode++ },
+		"device": func(p *Process) { p.ExeDev++ }, "pid": func(p *Process) { p.PID = 1 << 22 },
+	} {
+		p := self
+		spoil(&p)
+		if f, err := p.Open(); err == nil {
+			_ = f.Close()
+			t.Errorf("another %s was taken for ours", name)
+		}
+	}
+}
+
+func TestForbidSwap(t *testing.T) {
+	dir := t.TempDir()
+	if err := ForbidSwap(dir); err != nil {
+		t.Errorf("a kernel without swap: %v", err)
+	}
+	file := filepath.Join(dir, "memory.swap.max")
+	if err := os.WriteFile(file, []byte("max"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ForbidSwap(dir); err != nil {
+		t.Error(err)
+	}
+	if raw, err := os.ReadFile(file); err != nil || string(raw) != "0ax" { // a cgroup file takes whole values
+		t.Errorf("limit of swap is %q, %v", raw, err)
+	}
+}
+
+// A group that is made limits what is put into it, and goes away with it.
+func TestCgroupHoldsAProcess(t *testing.T) {
+	if err := Check(); err != nil {
+		t.Skip(err)
+	}
+	c := CgroupAt("/hearth-test-hostproc/one")
+	t.Cleanup(func() {
+		for _, dir := range CgroupAt("/hearth-test-hostproc").Dirs() {
+			_ = os.Remove(dir)
+		}
+	})
+	for range 2 { // the second takes over what a crash left
+		if err := c.Make(Limits{Memory: 64 << 20, CPUs: 2, PIDs: 10}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Add(cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	if got := c.PIDs(); len(got) != 1 || got[0] != cmd.Process.Pid {
+		t.Errorf("in the group: %v, want %d", got, cmd.Process.Pid)
+	}
+	limit := ReadNumber(c.file("memory", "memory.limit_in_bytes")) + ReadNumber(c.file("memory", "memory.max"))
+	if limit != 64<<20 {
+		t.Errorf("memory limit %d", limit)
+	}
+	reaped := make(chan error, 1)
+	go func() { reaped <- cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := c.Remove(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-reaped; err == nil {
+		t.Error("the process was not killed")
+	}
+	if len(c.Dirs()) != 0 || c.Add(os.Getpid()) == nil {
+		t.Errorf("still there: %v", c.Dirs())
+	}
+}

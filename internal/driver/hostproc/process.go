@@ -1,0 +1,131 @@
+package hostproc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process identifies a process of the host across restarts of this one.
+type Process struct {
+	PID      int    `json:"pid"`
+	Start    uint64 `json:"start"` // clock ticks since boot, tells a reused pid
+	ExeDev   uint64 `json:"exe_dev"`
+	ExeInode uint64 `json:"exe_inode"`
+}
+
+// Identify describes the process that has pid now.
+func Identify(pid int) (Process, error) {
+	p := Process{PID: pid}
+	s, err := readStat(pid)
+	if err != nil {
+		return p, err
+	}
+	p.Start = s.start
+	p.ExeDev, p.ExeInode, err = executable(pid)
+	return p, err
+}
+
+// stat is what /proc/PID/stat says.
+type stat struct {
+	zombie bool
+	start  uint64
+	status int // wait status of a zombie
+}
+
+func readStat(pid int) (stat, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}, err
+	}
+	text := string(raw)
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:]) // from the third on
+	if len(fields) < 50 {
+		return stat{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return stat{}, err
+	}
+	status, err := strconv.Atoi(fields[49])
+	return stat{zombie: fields[0] == "Z" || fields[0] == "X", start: start, status: status}, err
+}
+
+// executable identifies the file a process runs, also after it was replaced.
+func executable(pid int) (dev, inode uint64, err error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(fmt.Sprintf("/proc/%d/exe", pid), &st); err != nil {
+		return 0, 0, err
+	}
+	return uint64(st.Dev), st.Ino, nil
+}
+
+// Open returns a descriptor of the process that p describes, or an error
+// that wraps fs.ErrNotExist when it is gone or another has its number.
+func (p Process) Open() (*os.File, error) {
+	fd, err := unix.PidfdOpen(p.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	if err := p.same(); err != nil { // after the descriptor is held, so the number cannot change hands
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (p Process) same() error {
+	now, err := readStat(p.PID)
+	if err != nil {
+		return err
+	}
+	dev, inode, err := executable(p.PID)
+	if err != nil {
+		return err
+	}
+	if now.zombie || now.start != p.Start || dev != p.ExeDev || inode != p.ExeInode {
+		return fmt.Errorf("pid %d is another process: %w", p.PID, fs.ErrNotExist)
+	}
+	return nil
+}
+
+// Linux's PIDFD_GET_INFO, since 6.13; the exit status since 6.15.
+const (
+	pidfdGetInfo  = 0xC040FF0B
+	pidfdInfoExit = 1 << 3
+)
+
+type pidfdInfo struct {
+	mask     uint64
+	cgroup   uint64
+	ids      [11]uint32
+	exitCode int32
+}
+
+// ExitStatus finds out how a process ended that is nobody's child here. The
+// status is a zombie's until its parent has reaped it; newer kernels keep it
+// for holders of a descriptor. It reports false when neither has it.
+func ExitStatus(pidfd int, p Process) (unix.WaitStatus, bool) {
+	if s, err := readStat(p.PID); err == nil && s.zombie && s.start == p.Start {
+		return unix.WaitStatus(s.status), true
+	}
+	// Reaping hangs the descriptor up.
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd)}}, 100)
+	info := pidfdInfo{mask: pidfdInfoExit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+		return 0, false
+	}
+	return unix.WaitStatus(info.exitCode), true
+}
