@@ -14,18 +14,22 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED := 0
 
-.PHONY: build guest seccomp demo test bench generate clean FORCE
+.PHONY: build guest init seccomp demo test bench generate clean FORCE
 
 build: bin/hearth
 
 # Go's own build cache decides what is stale.
-bin/hearth: guest seccomp FORCE
+bin/hearth: guest init seccomp FORCE
 	@echo "==> building bin/hearth"
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
 
 guest:
 	@echo "==> building the guest daemon"
 	@go build -trimpath -ldflags '-s -w' -o internal/guest/embedded/bin/hearth-guest ./cmd/hearth-guest
+
+init:
+	@echo "==> building the first program of virtual machines"
+	@go build -trimpath -ldflags '-s -w' -o internal/driver/microvm/embedded/bin/hearth-init ./cmd/hearth-init
 
 seccomp:
 	@echo "==> precompiling seccomp programs"
@@ -46,4 +50,4 @@ generate:
 	@spec/generate.sh
 
 clean:
-	rm -rf bin .cache internal/guest/embedded/bin/hearth-guest
+	rm -rf bin .cache internal/guest/embedded/bin/hearth-guest internal/driver/microvm/embedded/bin/hearth-init

@@ -3,6 +3,8 @@ package microvm
 import (
 	"fmt"
 	"strings"
+
+	"hearth/internal/driver/microvm/vminit"
 )
 
 // Transport is how the guest reaches the host's end of the channel.
@@ -10,14 +12,14 @@ type Transport string
 
 // The transports.
 const (
-	Serial Transport = "serial" // a virtio-serial port named PortName
-	Vsock  Transport = "vsock"  // the guest listens on VsockPort
+	Serial Transport = vminit.Serial // a virtio-serial port named PortName
+	Vsock  Transport = vminit.Vsock  // the guest listens on VsockPort
 )
 
 // PortName names the virtio-serial port of the channel; VsockPort is its vsock port.
 const (
-	PortName  = "hearth"
-	VsockPort = 1024
+	PortName  = vminit.PortName
+	VsockPort = vminit.VsockPort
 )
 
 // DefaultInit is the first program of a machine with the guest daemon's image.
@@ -30,7 +32,8 @@ type CommandLine struct {
 	Guest     string    // the daemon's image, mounted at /.guest; empty: none
 	Disk      string    // the writable ext4 disk
 	Transport Transport // of the channel
-	Init      string    // first program in the new root; empty: DefaultInit
+	Init      []string  // first program in the new root and its arguments; empty: DefaultInit
+	Env       []string  // its environment, NAME=value; no secrets: every process of the guest can read it
 	// Console is the kernel's console device ("ttyS0"); empty: none.
 	Console string
 	// Reboot is how the machine ends: "t" (triple fault) or "k" (keyboard controller).
@@ -56,16 +59,19 @@ func (c CommandLine) String() string {
 		add("tsc_early_khz=%d", c.TSC)
 	}
 	list = append(list, c.More...)
-	add("hearth.layers=%s", strings.Join(c.Layers, ","))
+	add("%s", vminit.Argument("layers", c.Layers))
 	if c.Guest != "" {
-		add("hearth.guest=%s", c.Guest)
+		add("%s", vminit.Argument("guest", []string{c.Guest}))
 	}
-	add("hearth.disk=%s", c.Disk)
-	add("hearth.channel=%s", c.Transport)
+	add("%s", vminit.Argument("disk", []string{c.Disk}))
+	add("%s", vminit.Argument("channel", []string{string(c.Transport)}))
 	init := c.Init
-	if init == "" {
-		init = DefaultInit
+	if len(init) == 0 {
+		init = []string{DefaultInit}
 	}
-	add("hearth.init=%s", init)
+	add("%s", vminit.Argument("init", init))
+	if len(c.Env) > 0 {
+		add("%s", vminit.Argument("env", c.Env))
+	}
 	return strings.Join(list, " ")
 }

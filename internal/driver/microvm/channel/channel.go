@@ -1,12 +1,25 @@
 // Package channel is how a host and the first process of a machine talk without
 // the guest's network: streams, multiplexed over one connection that may be cut
 // anywhere and taken up again by another life of the host.
+//
+// The connection is a virtio-serial port, or one connection of a vsock device.
+// Either may hold, when a host connects, the rest of what an earlier host sent,
+// or of what the guest said before it was checkpointed: see frame.go for how a
+// session begins in spite of it. Streams have credit each, so that one whose
+// reader is slow holds up no other, and neither side keeps more than 256 KiB of
+// unread bytes for a stream.
 package channel
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"hearth/internal/hearth"
@@ -34,48 +47,173 @@ type Exit struct {
 
 // Channel is the host's end. Methods may be called at once from many
 // goroutines; none blocks beyond its context, whatever the guest does.
-type Channel struct{}
+type Channel struct {
+	conn net.Conn
+	s    *session
+	read chan struct{} // closed when the reader has ended
+}
 
 // Open takes over a connection to the guest: whatever an earlier host, or the
 // guest before it was restored, had left half done on it is discarded, and
 // streams of before are closed in the guest. It waits for a guest that does not
 // answer yet. conn is closed with the Channel, and when Open fails.
 func Open(ctx context.Context, conn net.Conn) (*Channel, error) {
-	_ = conn.Close()
-	return nil, hearth.Errorf(hearth.Unimplemented, "not yet")
+	in := newFrameReader(conn)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	err := greet(conn, in)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			return nil, hearth.Wrap(hearth.DeadlineExceeded, errors.Join(ctx.Err(), err), "the machine's first process did not answer in time")
+		}
+		return nil, hearth.Wrap(hearth.Unavailable, err, "the connection to the machine's first process ended")
+	}
+	c := &Channel{conn: conn, s: newSession(hostSide, conn, nil), read: make(chan struct{})}
+	c.s.closed = func() { _ = conn.Close() }
+	go func() {
+		defer close(c.read)
+		_ = c.s.run(in)
+	}()
+	return c, nil
 }
 
-// DialVsock connects to a port of the guest by the Unix socket that Firecracker
-// offers for its vsock device, and waits until the guest listens.
-func DialVsock(ctx context.Context, socket string, port uint32) (net.Conn, error) {
-	return nil, hearth.Errorf(hearth.Unimplemented, "not yet")
+// greet begins a session. It reads while it writes: the guest may be held up by
+// what it still has to say to an earlier host. After an error conn is closed.
+func greet(conn net.Conn, in *frameReader) error {
+	hello := make([]byte, resync, resync+len(magic)+nonceBytes)
+	hello = append(hello, magic...)
+	hello = hello[:cap(hello)]
+	rand.Read(hello[resync+len(magic):])
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := conn.Write(hello)
+		wrote <- err
+	}()
+	err := in.hunt(hello[resync:])
+	if err != nil {
+		_ = conn.Close()
+	}
+	return errors.Join(err, <-wrote)
 }
 
 // Configure must be called once on every Channel before Dial, and again after a
 // thaw. It returns when the settings hold in the guest.
 func (c *Channel) Configure(ctx context.Context, s Settings) error {
-	return hearth.Errorf(hearth.Unimplemented, "not yet")
+	if err := s.Check(); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	st, _, err := c.ask(ctx, wantConfigure, raw)
+	if err != nil {
+		return fmt.Errorf("configure the machine: %w", err)
+	}
+	return st.Close()
 }
 
 // Dial connects to a TCP port inside the guest. The connection has CloseWrite,
 // beside what net.Conn has. A port where nothing listens gives an error that
 // wraps syscall.ECONNREFUSED.
 func (c *Channel) Dial(ctx context.Context, port uint16) (net.Conn, error) {
-	return nil, hearth.Errorf(hearth.Unimplemented, "not yet")
+	st, _, err := c.ask(ctx, wantDial, binary.BigEndian.AppendUint16(nil, port))
+	if err != nil {
+		return nil, fmt.Errorf("dial port %d of the machine: %w", port, err)
+	}
+	st.name = address(fmt.Sprintf("guest:%d", port))
+	return st, nil
 }
 
 // Wait returns when the machine's first program has ended. The guest then
 // powers off, at the latest after a few seconds.
 func (c *Channel) Wait(ctx context.Context) (Exit, error) {
-	return Exit{}, hearth.Errorf(hearth.Unimplemented, "not yet")
+	var e Exit
+	st, raw, err := c.ask(ctx, wantExit, nil)
+	if err != nil {
+		return e, err
+	}
+	defer st.Close()
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return e, fmt.Errorf("%w: the report of its end: %w", errGarbage, err)
+	}
+	e.Reason = clean(e.Reason)
+	return e, nil
+}
+
+// ask opens a stream, sends a request and reads the answer's head.
+func (c *Channel) ask(ctx context.Context, what byte, payload []byte) (*stream, []byte, error) {
+	st, err := c.s.open(ctx.Done())
+	if err != nil {
+		return nil, nil, c.explain(ctx, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = st.SetDeadline(time.Unix(1, 0)) })
+	answer, err := exchange(st, what, payload)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		st.reset()
+		return nil, nil, c.explain(ctx, err)
+	}
+	return st, answer, nil
+}
+
+func exchange(st *stream, what byte, payload []byte) ([]byte, error) {
+	if err := writeMessage(st, what, payload); err != nil {
+		return nil, err
+	}
+	status, answer, err := readMessage(st)
+	if err != nil {
+		return nil, err
+	}
+	return answered(status, answer)
+}
+
+// explain says what kind of failure err is.
+func (c *Channel) explain(ctx context.Context, err error) error {
+	var known *hearth.Error
+	switch {
+	case errors.As(err, &known):
+		return err
+	case ctx.Err() != nil:
+		return hearth.Wrap(hearth.DeadlineExceeded, ctx.Err(), "the machine did not answer in time")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return hearth.Wrap(hearth.DeadlineExceeded, err, "the machine did not answer in time")
+	default:
+		return hearth.Wrap(hearth.Unavailable, err, "the channel to the machine broke")
+	}
 }
 
 // Done is closed when the channel is no longer usable: closed, the connection
 // ended, or the guest broke the protocol. Err then says why.
-func (c *Channel) Done() <-chan struct{} { return nil }
+func (c *Channel) Done() <-chan struct{} { return c.s.done }
 
 // Err is nil until Done is closed.
-func (c *Channel) Err() error { return nil }
+func (c *Channel) Err() error { return c.s.cause() }
 
 // Close closes the connection and every stream. Idempotent.
-func (c *Channel) Close() error { return nil }
+func (c *Channel) Close() error {
+	c.s.fail(net.ErrClosed)
+	<-c.read
+	<-c.s.flown
+	return nil
+}
+
+// clean makes a text of the guest fit for a log.
+func clean(s string) string {
+	out := []rune{}
+	for _, r := range s {
+		if len(out) == maxText {
+			break
+		}
+		if r < ' ' || r == 0x7f || r == '\ufffd' {
+			r = '?'
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
