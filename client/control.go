@@ -101,10 +101,11 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) 
 		body["allow_internet_access"] = false
 	}
 	var out created
-	if _, err := c.call(ctx, http.MethodPost, "/v2/sandboxes", body, &out); err != nil {
+	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes", body, &out)
+	if err != nil {
 		return nil, err
 	}
-	return newSandbox(c, out), nil
+	return newSandbox(c, out, header), nil
 }
 
 // Connect returns a sandbox that exists, resuming it when it is paused, and
@@ -115,10 +116,11 @@ func (c *Client) Connect(ctx context.Context, id string, timeout time.Duration) 
 		body["timeout"] = wholeSeconds(timeout)
 	}
 	var out created
-	if _, err := c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/connect", body, &out); err != nil {
+	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/connect", body, &out)
+	if err != nil {
 		return nil, err
 	}
-	return newSandbox(c, out), nil
+	return newSandbox(c, out, header), nil
 }
 
 // Info describes one sandbox.

@@ -41,6 +41,10 @@ type Sandbox struct {
 	AccessToken  string // opens the daemon inside; a secret
 	TrafficToken string // opens other ports where they are not public; a secret
 
+	// Timing is what the server says it spent Create or Connect on, part by part;
+	// parts may lie within each other. Empty if it does not say.
+	Timing []Timing
+
 	Commands *Commands
 	Files    *Files
 	Pty      *Pty
@@ -50,10 +54,10 @@ type Sandbox struct {
 	domain string
 }
 
-func newSandbox(c *Client, from created) *Sandbox {
+func newSandbox(c *Client, from created, header http.Header) *Sandbox {
 	s := &Sandbox{
 		ID: from.ID, Template: from.Template, AccessToken: from.Access, TrafficToken: from.Traffic,
-		client: c, domain: c.domain,
+		client: c, domain: c.domain, Timing: timingOf(header),
 	}
 	if from.Domain != nil && *from.Domain != "" {
 		s.domain = *from.Domain

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"hearth/internal/hearth"
+	"hearth/internal/trace"
 )
 
 // ceiling bounds every request, body included.
@@ -27,6 +28,8 @@ type record struct {
 	status     int
 	err        error
 	retryAfter time.Duration
+	began      time.Time
+	trace      *trace.Trace
 }
 
 type recordKey struct{}
@@ -45,6 +48,7 @@ func (rec *record) wrote() bool { return rec.status != 0 }
 func (rec *record) WriteHeader(status int) {
 	if !rec.wrote() {
 		rec.status = status
+		rec.tell()
 	}
 	rec.ResponseWriter.WriteHeader(status)
 }
@@ -53,8 +57,19 @@ func (rec *record) WriteHeader(status int) {
 func (rec *record) Write(b []byte) (int, error) {
 	if !rec.wrote() {
 		rec.status = http.StatusOK
+		rec.tell()
 	}
 	return rec.ResponseWriter.Write(b)
+}
+
+// tell says what a request was spent on that took more than looking things up.
+// Strangers are told nothing.
+func (rec *record) tell() {
+	if rec.team == "" || rec.trace == nil || len(rec.trace.Spans()) == 0 {
+		return
+	}
+	whole := fmt.Sprintf(", api;dur=%.3f", float64(time.Since(rec.began).Microseconds())/1000)
+	rec.Header().Set(trace.Header, rec.trace.String()+whole)
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -65,9 +80,10 @@ func (rec *record) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 func (s *server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		rec := &record{ResponseWriter: w, id: newRequestID()}
+		rec := &record{ResponseWriter: w, id: newRequestID(), began: start}
 		ctx, cancel := context.WithTimeout(r.Context(), ceiling)
 		defer cancel()
+		ctx, rec.trace = trace.With(ctx)
 		r = r.WithContext(context.WithValue(ctx, recordKey{}, rec))
 		w.Header().Set("X-Request-Id", rec.id)
 		w.Header().Set("X-E2B-Trace-ID", rec.id) // the SDKs print this one

@@ -15,7 +15,7 @@ func within(rel string, list ...string) bool {
 
 // The layers, lowest first. A package may import what its rule names, no more.
 var (
-	l0        = []string{"internal/hearth"}
+	l0        = []string{"internal/hearth", "internal/trace"}
 	contracts = []string{"internal/driver", "internal/store", "internal/blob", "internal/node", "internal/guest"}
 	guestSide = []string{"internal/guest/daemon", "internal/guest/process", "internal/guest/files", "internal/guest/code"}
 	adapters  = []string{"internal/driver", "internal/store", "internal/blob", "internal/image", "internal/netns", "internal/egress", "internal/guest/embedded"}

@@ -3,16 +3,36 @@ package cli
 import "hearth/internal/bench"
 
 type benchCmd struct {
+	Rows  benchRowsCmd  `cmd:"" default:"withargs" help:"Measure the rows of docs/PERFORMANCE.md."`
+	Trace benchTraceCmd `cmd:"" help:"Print what each step of a create costs."`
+}
+
+type benchRowsCmd struct {
 	dataFlag
 	bench.Options
 }
 
 // Run measures this host and prints a table, or JSON.
-func (b *benchCmd) Run(in *invocation) error {
+func (b *benchRowsCmd) Run(in *invocation) error {
 	c, err := b.load(in)
 	if err != nil {
 		return err
 	}
 	b.Running = b.Data != ""
 	return bench.Run(in.ctx, c, b.Options, in.out, in.err)
+}
+
+type benchTraceCmd struct {
+	dataFlag
+	bench.TraceOptions
+}
+
+// Run measures creates and prints their budget.
+func (b *benchTraceCmd) Run(in *invocation) error {
+	c, err := b.load(in)
+	if err != nil {
+		return err
+	}
+	b.Running = b.Data != ""
+	return bench.Trace(in.ctx, c, b.TraceOptions, in.out, in.err)
 }

@@ -12,6 +12,7 @@ import (
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/placement"
+	"hearth/internal/trace"
 )
 
 // Create makes a sandbox and returns when its guest daemon answers. Kinds:
@@ -23,7 +24,9 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 	if err != nil {
 		return nil, err
 	}
+	end := trace.Begin(ctx, "control.template")
 	t, b, err := c.resolve(ctx, req.Team, ref)
+	end()
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +53,9 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 		return nil, err
 	}
 	defer unlock()
+	end = trace.Begin(ctx, "control.row")
 	warm, err := c.insert(ctx, sb, b)
+	end()
 	if err != nil {
 		c.table.remove(sb.ID)
 		return nil, err
@@ -187,6 +192,7 @@ func (c *Controller) elsewhere(ctx context.Context, sb *hearth.Sandbox, from *he
 
 // begin moves a sandbox whose machine answers to running. Its timeout begins now.
 func (c *Controller) begin(ctx context.Context, sb *hearth.Sandbox, m *node.Instance) (*hearth.Sandbox, error) {
+	defer trace.Begin(ctx, "control.running")()
 	now := c.clock()
 	running, err := c.move(ctx, sb, hearth.Running, func(s *hearth.Sandbox) error {
 		s.EndsAt = now.Add(s.Timeout)
@@ -227,6 +233,7 @@ func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.Sta
 	ctx, cancel := context.WithTimeoutCause(ctx, c.limits.StartTimeout,
 		hearth.Errorf(hearth.DeadlineExceeded, "the sandbox did not start within %s", c.limits.StartTimeout))
 	defer cancel()
+	defer trace.Begin(ctx, "node.start")()
 	for n := 1; ; n++ {
 		m, err := svc.Start(ctx, req)
 		if err == nil || n == 3 || hearth.KindOf(err) != hearth.Unavailable || !wait(ctx, n) {

@@ -12,6 +12,7 @@ import (
 	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
+	"hearth/internal/trace"
 )
 
 // defaultUser is who commands run as in templates that do not say: every image
@@ -251,6 +252,9 @@ func (a *Agent) settle(ctx context.Context, mc *machine, p plan) (*node.Instance
 	inst, err := a.register(ctx, mc, g)
 	if err == nil {
 		a.log.Debug("sandbox started", "sandbox", inst.ID, "machine", mc.id(), "steps", mc.took)
+		for _, s := range mc.took {
+			trace.Note(ctx, "agent."+s.Name, s.Took)
+		}
 	}
 	return inst, err
 }

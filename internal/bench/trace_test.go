@@ -1,0 +1,48 @@
+package bench
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/client"
+	"hearth/internal/bench/figure"
+	"hearth/internal/hearth"
+)
+
+func TestNestedSpans(t *testing.T) {
+	var got []string
+	for _, s := range nested([]client.Timing{{Name: "control.row"}, {Name: "agent.thaw"}, {Name: "node.start"}, {Name: "api"}}) {
+		got = append(got, s.Name)
+	}
+	if want := "api|  control.row|  node.start|    agent.thaw"; strings.Join(got, "|") != want {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestBudgetKeepsTheOrderOfSteps(t *testing.T) {
+	b := &budget{by: map[string]*figure.Samples{}}
+	for _, ms := range []time.Duration{30, 10, 20} {
+		b.add("create to echo", ms*time.Millisecond)
+		b.add("  create", ms*time.Millisecond/2)
+	}
+	var out strings.Builder
+	if err := b.write(&out, "the host"); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	want := []string{"create to echo 3 10.00 20.00 30.00 30.00 ms 100 %", "create 3 5.00 10.00 15.00 15.00 ms 50 %"}
+	for i, w := range want {
+		if got := strings.Join(strings.Fields(lines[3+i]), " "); got != w {
+			t.Errorf("line %d: got %q, want %q", i, got, w)
+		}
+	}
+}
+
+func TestTraceOptions(t *testing.T) {
+	for _, o := range []TraceOptions{{Runs: 0}, {Runs: 1, Cold: true, Running: true}} {
+		if err := o.check(); hearth.KindOf(err) != hearth.InvalidArgument {
+			t.Errorf("%+v: got %v", o, err)
+		}
+	}
+}
