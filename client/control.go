@@ -20,7 +20,8 @@ type CreateOptions struct {
 	AutoPause  bool // at the end of Timeout, pause instead of kill
 	AutoResume bool // traffic resumes it when paused
 	Network    *Network
-	NoInternet bool // nothing outside is reachable
+	NoInternet bool   // nothing outside is reachable
+	Driver     string // isolation technology to run on; empty is the template's, else the server's choice
 }
 
 // Network is what a sandbox may reach and who may reach it.
@@ -42,6 +43,8 @@ type Info struct {
 	VCPUs     int               `json:"cpuCount"`
 	MemoryMiB int               `json:"memoryMB"`
 	DiskMiB   int               `json:"diskSizeMB"`
+	Driver    string            `json:"driver"`    // isolation technology that it runs on
+	Isolation string            `json:"isolation"` // what that puts between the sandbox and the host, in words
 }
 
 // Metric is one sample of what a sandbox used. Memory and disk in bytes.
@@ -65,6 +68,8 @@ type Template struct {
 	VCPUs     int       `json:"cpuCount"`
 	MemoryMiB int       `json:"memoryMB"`
 	CreatedAt time.Time `json:"createdAt"`
+	Driver    string    `json:"driver"`      // what its sandboxes run on unasked; empty: the server's choice
+	Warm      []string  `json:"warmDrivers"` // drivers on which its sandboxes need not boot
 }
 
 // Health returns nil when the server takes work.
@@ -99,6 +104,9 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) 
 	}
 	if o.NoInternet {
 		body["allow_internet_access"] = false
+	}
+	if o.Driver != "" {
+		body["driver"] = o.Driver
 	}
 	var out created
 	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes", body, &out)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -83,7 +84,16 @@ func toListed(sb *hearth.Sandbox) rest.ListedSandbox {
 		ClientID: clientID, EnvdVersion: daemonVersion, State: state,
 		StartedAt: sb.StartedAt.UTC(), EndAt: sb.EndsAt.UTC(), Metadata: toMetadata(sb.Metadata),
 		CPUCount: sb.Resources.VCPUs, MemoryMB: sb.Resources.MemoryMiB, DiskSizeMB: sb.Resources.DiskMiB,
+		Driver: some(sb.Driver), Isolation: toIsolation(sb.Isolation),
 	}
+}
+
+// toIsolation says it in words; nothing before the sandbox has run.
+func toIsolation(i hearth.Isolation) *string {
+	if i == "" {
+		return nil
+	}
+	return some(i.Words())
 }
 
 func (s *server) toDetail(sb *hearth.Sandbox) rest.SandboxDetail {
@@ -92,6 +102,7 @@ func (s *server) toDetail(sb *hearth.Sandbox) rest.SandboxDetail {
 		SandboxID: l.SandboxID, TemplateID: l.TemplateID, Alias: l.Alias, ClientID: l.ClientID,
 		EnvdVersion: l.EnvdVersion, State: l.State, StartedAt: l.StartedAt, EndAt: l.EndAt,
 		Metadata: l.Metadata, CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB,
+		Driver: l.Driver, Isolation: l.Isolation,
 		AllowInternetAccess: sb.Network.AllowInternet,
 		Network:             toNetwork(sb.Network),
 		Lifecycle: rest.SandboxLifecycle{
@@ -163,6 +174,11 @@ func toTemplate(team *hearth.Team, t *hearth.Template, list []*hearth.Build) res
 		b := list[current]
 		out.BuildID, out.BuildStatus = string(b.ID), rest.BuildStatus(b.Status)
 		out.CPUCount, out.MemoryMB, out.DiskSizeMB = b.Resources.VCPUs, b.Resources.MemoryMiB, b.Resources.DiskMiB
+		out.Driver = some(b.Driver)
+		if len(b.Warm) > 0 && b.Status == hearth.BuildReady {
+			warm := slices.Sorted(maps.Keys(b.Warm))
+			out.WarmDrivers = &warm
+		}
 	}
 	return out
 }
@@ -172,7 +188,7 @@ func toTemplateWithBuilds(t rest.Template, list []*hearth.Build) rest.TemplateWi
 		TemplateID: t.TemplateID, BuildID: t.BuildID, Public: t.Public, Aliases: t.Aliases, Names: t.Names,
 		CPUCount: t.CPUCount, MemoryMB: t.MemoryMB, DiskSizeMB: t.DiskSizeMB,
 		CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, BuildCount: t.BuildCount,
-		BuildStatus: t.BuildStatus, EnvdVersion: t.EnvdVersion,
+		BuildStatus: t.BuildStatus, EnvdVersion: t.EnvdVersion, Driver: t.Driver, WarmDrivers: t.WarmDrivers,
 		Builds: make([]rest.TemplateBuild, 0, len(list)),
 	}
 	for _, b := range list {

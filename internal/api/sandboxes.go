@@ -24,9 +24,10 @@ func (s *server) CreateSandbox(ctx context.Context, req rest.CreateSandboxReques
 			TemplateID: b.TemplateID, Timeout: b.Timeout, Metadata: b.Metadata, EnvVars: b.EnvVars,
 			AutoPause: b.AutoPause, AutoPauseMemory: b.AutoPauseMemory, AutoResume: b.AutoResume,
 			AllowInternetAccess: b.AllowInternetAccess, Network: b.Network,
-			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts,
+			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts, Driver: b.Driver,
 		},
 		timeout: defaultTimeoutV1, open: !or(b.Secure, true), key: or(req.Params.IdempotencyKey, ""),
+		driver: or(req.Params.XHearthDriver, ""),
 	})
 	if err != nil {
 		return nil, err
@@ -36,7 +37,9 @@ func (s *server) CreateSandbox(ctx context.Context, req rest.CreateSandboxReques
 
 // CreateSandboxV2 starts a sandbox.
 func (s *server) CreateSandboxV2(ctx context.Context, req rest.CreateSandboxV2RequestObject) (rest.CreateSandboxV2ResponseObject, error) {
-	sb, err := s.create(ctx, newSandbox{body: *req.Body, timeout: defaultTimeoutV2, key: or(req.Params.IdempotencyKey, "")})
+	sb, err := s.create(ctx, newSandbox{
+		body: *req.Body, timeout: defaultTimeoutV2, key: or(req.Params.IdempotencyKey, ""), driver: or(req.Params.XHearthDriver, ""),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -49,6 +52,7 @@ type newSandbox struct {
 	timeout time.Duration // if the body has none
 	open    bool
 	key     string // Idempotency-Key, or empty
+	driver  string // X-Hearth-Driver, or empty
 }
 
 func (s *server) create(ctx context.Context, n newSandbox) (*hearth.Sandbox, error) {
@@ -78,7 +82,10 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 	b := n.body
 	req := control.CreateRequest{
 		Team: team.ID, Timeout: n.timeout, OnTimeout: hearth.KillOnTimeout, Open: n.open,
-		AutoResume: b.AutoResume != nil && b.AutoResume.Enabled,
+		AutoResume: b.AutoResume != nil && b.AutoResume.Enabled, Driver: or(b.Driver, n.driver),
+	}
+	if n.driver != "" && n.driver != req.Driver {
+		return req, hearth.Errorf(hearth.InvalidArgument, "driver is %q and the header X-Hearth-Driver %q: ask for one", req.Driver, n.driver)
 	}
 	var err error
 	if req.Template, err = templateName(team, b.TemplateID); err != nil {

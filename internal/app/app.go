@@ -22,6 +22,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -201,6 +202,9 @@ func (a *App) openNode(ctx context.Context) error {
 			return err
 		}
 		a.choice = &choice{offers: []string{""}}
+	}
+	for _, name := range a.choice.slow {
+		fmt.Fprintf(a.opts.Progress, "warning: driver %s emulates the processor in software: its sandboxes are many times slower than this host\n", name)
 	}
 	byName := map[string]driver.Driver{}
 	for _, d := range a.drivers {

@@ -63,6 +63,7 @@ func (p *probedOnce) Probe(ctx context.Context) (driver.Capabilities, error) {
 // choice is what drivers a node runs sandboxes on.
 type choice struct {
 	offers  []string // that new sandboxes may ask for, what they get unasked first
+	slow    []string // those of them that emulate the processor
 	targets []builder.Target
 }
 
@@ -121,6 +122,7 @@ func choose(ctx context.Context, c *config.Config, all []driver.Driver, log *slo
 		ch.targets = append(ch.targets, t)
 		log.Info("driver", "name", w.driver, "isolation", caps.Isolation.Words(), "unasked", w.driver == def)
 		if caps.Isolation == hearth.EmulatedVM {
+			ch.slow = append(ch.slow, w.driver)
 			log.Warn("a driver emulates the processor in software: its sandboxes are many times slower than the host", "driver", w.driver)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/driver/fake"
 	"hearth/internal/hearth"
+	"hearth/internal/image"
 )
 
 // host makes drivers of the given names; a name that starts with "-" cannot run,
@@ -121,5 +123,22 @@ func TestMakersMatchTheConfiguration(t *testing.T) {
 		if makers()[d.Name()] == nil {
 			t.Errorf("a driver calls itself %q", d.Name())
 		}
+	}
+}
+
+func TestTemplatesChooseDrivers(t *testing.T) {
+	c := config.Default()
+	c.BuiltinDrivers = map[string]string{"base": "qemu"}
+	c.Templates = []config.Template{{Name: "mine", Debian: []string{"jq"}, Driver: "gvisor"}}
+	list, err := recipes(&c, image.NewCache(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, r := range list {
+		got[r.Name] = r.Driver
+	}
+	if want := map[string]string{"base": "qemu", "code-interpreter-v1": "", "mine": "gvisor"}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -24,6 +24,7 @@ func recipes(c *config.Config, cache *image.Cache) ([]builder.Recipe, error) {
 		if err != nil {
 			return nil, err
 		}
+		r.Driver = c.BuiltinDrivers[name]
 		list = append(list, r)
 	}
 	for _, t := range c.Templates {
@@ -33,6 +34,7 @@ func recipes(c *config.Config, cache *image.Cache) ([]builder.Recipe, error) {
 		}
 		list = append(list, builder.Recipe{
 			Name: t.Name, Source: src, Start: t.Start, Ready: t.Ready, Env: t.Env, User: t.User, Workdir: t.Workdir,
+			Driver:    t.Driver,
 			Resources: hearth.Resources{VCPUs: t.VCPUs, MemoryMiB: t.Memory, DiskMiB: t.Disk},
 		})
 	}

@@ -68,6 +68,7 @@ type sandboxCreateCmd struct {
 	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
 	NoInternet bool          `help:"Nothing outside is reachable."`
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
+	Driver     string        `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
 }
 
 // Run prints the new sandbox's ID.
@@ -79,7 +80,7 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, Driver: s.Driver}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func (s *sandboxListCmd) Run(in *invocation) error {
 		return err
 	}
 	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tTEMPLATE\tSTATE\tSTARTED\tENDS\tMETADATA")
+	fmt.Fprintln(w, "ID\tTEMPLATE\tSTATE\tSTARTED\tENDS\tDRIVER\tISOLATION\tMETADATA")
 	for i, err := range c.List(in.ctx, client.ListOptions{}) {
 		if err != nil {
 			return remote(err)
@@ -112,8 +113,8 @@ func (s *sandboxListCmd) Run(in *invocation) error {
 		for k, v := range i.Metadata {
 			meta = append(meta, k+"="+v)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.State,
-			i.StartedAt.Local().Format(time.DateTime), i.EndAt.Local().Format(time.DateTime), strings.Join(meta, " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.State,
+			i.StartedAt.Local().Format(time.DateTime), i.EndAt.Local().Format(time.DateTime), i.Driver, i.Isolation, strings.Join(meta, " "))
 	}
 	return w.Flush()
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -23,9 +24,10 @@ func (t *templateListCmd) Run(in *invocation) error {
 		return remote(err)
 	}
 	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tID\tSTATUS\tVCPUS\tMEMORY")
+	fmt.Fprintln(w, "NAME\tID\tSTATUS\tVCPUS\tMEMORY\tDRIVER\tWARM ON")
 	for _, x := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d MiB\n", strings.Join(x.Aliases, ","), x.ID, x.Status, x.VCPUs, x.MemoryMiB)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d MiB\t%s\t%s\n", strings.Join(x.Aliases, ","), x.ID, x.Status, x.VCPUs, x.MemoryMiB,
+			cmp.Or(x.Driver, "-"), cmp.Or(strings.Join(x.Warm, ","), "-"))
 	}
 	return w.Flush()
 }

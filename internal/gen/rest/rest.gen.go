@@ -205,17 +205,23 @@ type Error struct {
 type ListedSandbox struct {
 	Alias *string `json:"alias,omitempty"`
 	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
-	ClientID    string             `json:"clientID"`
-	CPUCount    int                `json:"cpuCount"`
-	DiskSizeMB  int                `json:"diskSizeMB"`
-	EndAt       time.Time          `json:"endAt"`
-	EnvdVersion string             `json:"envdVersion"`
-	MemoryMB    int                `json:"memoryMB"`
-	Metadata    *map[string]string `json:"metadata,omitempty"`
-	SandboxID   string             `json:"sandboxID"`
-	StartedAt   time.Time          `json:"startedAt"`
-	State       SandboxState       `json:"state"`
-	TemplateID  string             `json:"templateID"`
+	ClientID   string `json:"clientID"`
+	CPUCount   int    `json:"cpuCount"`
+	DiskSizeMB int    `json:"diskSizeMB"`
+
+	// Driver Hearth's own: the isolation technology that it runs on.
+	Driver      *string   `json:"driver,omitempty"`
+	EndAt       time.Time `json:"endAt"`
+	EnvdVersion string    `json:"envdVersion"`
+
+	// Isolation Hearth's own: what stands between the sandbox and the host, in words.
+	Isolation  *string            `json:"isolation,omitempty"`
+	MemoryMB   int                `json:"memoryMB"`
+	Metadata   *map[string]string `json:"metadata,omitempty"`
+	SandboxID  string             `json:"sandboxID"`
+	StartedAt  time.Time          `json:"startedAt"`
+	State      SandboxState       `json:"state"`
+	TemplateID string             `json:"templateID"`
 }
 
 // LogLevel defines model for LogLevel.
@@ -232,11 +238,14 @@ type NewSandbox struct {
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
 
 	// AutoPause Pause at the end of the timeout instead of killing.
-	AutoPause       *bool                   `json:"autoPause,omitempty"`
-	AutoPauseMemory *bool                   `json:"autoPauseMemory,omitempty"`
-	AutoResume      *AutoResume             `json:"autoResume,omitempty"`
-	EnvVars         *EnvVars                `json:"envVars,omitempty"`
-	Iam             *map[string]interface{} `json:"iam,omitempty"`
+	AutoPause       *bool       `json:"autoPause,omitempty"`
+	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
+	AutoResume      *AutoResume `json:"autoResume,omitempty"`
+
+	// Driver Hearth's own: the isolation technology to run on, one that the server offers; absent: the template's, else the server's choice. It stays for the sandbox's life.
+	Driver  *string                 `json:"driver,omitempty"`
+	EnvVars *EnvVars                `json:"envVars,omitempty"`
+	Iam     *map[string]interface{} `json:"iam,omitempty"`
 
 	// Mcp Used by the client alone.
 	Mcp      *map[string]interface{} `json:"mcp,omitempty"`
@@ -257,11 +266,14 @@ type NewSandboxV2 struct {
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
 
 	// AutoPause Pause at the end of the timeout instead of killing.
-	AutoPause       *bool                   `json:"autoPause,omitempty"`
-	AutoPauseMemory *bool                   `json:"autoPauseMemory,omitempty"`
-	AutoResume      *AutoResume             `json:"autoResume,omitempty"`
-	EnvVars         *EnvVars                `json:"envVars,omitempty"`
-	Iam             *map[string]interface{} `json:"iam,omitempty"`
+	AutoPause       *bool       `json:"autoPause,omitempty"`
+	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
+	AutoResume      *AutoResume `json:"autoResume,omitempty"`
+
+	// Driver Hearth's own: the isolation technology to run on, one that the server offers; absent: the template's, else the server's choice. It stays for the sandbox's life.
+	Driver  *string                 `json:"driver,omitempty"`
+	EnvVars *EnvVars                `json:"envVars,omitempty"`
+	Iam     *map[string]interface{} `json:"iam,omitempty"`
 
 	// Mcp Used by the client alone.
 	Mcp        *map[string]interface{} `json:"mcp,omitempty"`
@@ -300,21 +312,27 @@ type SandboxDetail struct {
 	Alias               *string `json:"alias,omitempty"`
 	AllowInternetAccess *bool   `json:"allowInternetAccess"`
 	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
-	ClientID        string              `json:"clientID"`
-	CPUCount        int                 `json:"cpuCount"`
-	DiskSizeMB      int                 `json:"diskSizeMB"`
-	Domain          *string             `json:"domain"`
-	EndAt           time.Time           `json:"endAt"`
-	EnvdAccessToken *string             `json:"envdAccessToken,omitempty"`
-	EnvdVersion     string              `json:"envdVersion"`
-	Lifecycle       SandboxLifecycle    `json:"lifecycle"`
-	MemoryMB        int                 `json:"memoryMB"`
-	Metadata        *map[string]string  `json:"metadata,omitempty"`
-	Network         *SandboxNetworkInfo `json:"network,omitempty"`
-	SandboxID       string              `json:"sandboxID"`
-	StartedAt       time.Time           `json:"startedAt"`
-	State           SandboxState        `json:"state"`
-	TemplateID      string              `json:"templateID"`
+	ClientID   string  `json:"clientID"`
+	CPUCount   int     `json:"cpuCount"`
+	DiskSizeMB int     `json:"diskSizeMB"`
+	Domain     *string `json:"domain"`
+
+	// Driver Hearth's own: the isolation technology that it runs on.
+	Driver          *string   `json:"driver,omitempty"`
+	EndAt           time.Time `json:"endAt"`
+	EnvdAccessToken *string   `json:"envdAccessToken,omitempty"`
+	EnvdVersion     string    `json:"envdVersion"`
+
+	// Isolation Hearth's own: what stands between the sandbox and the host, in words.
+	Isolation  *string             `json:"isolation,omitempty"`
+	Lifecycle  SandboxLifecycle    `json:"lifecycle"`
+	MemoryMB   int                 `json:"memoryMB"`
+	Metadata   *map[string]string  `json:"metadata,omitempty"`
+	Network    *SandboxNetworkInfo `json:"network,omitempty"`
+	SandboxID  string              `json:"sandboxID"`
+	StartedAt  time.Time           `json:"startedAt"`
+	State      SandboxState        `json:"state"`
+	TemplateID string              `json:"templateID"`
 }
 
 // SandboxLifecycle defines model for SandboxLifecycle.
@@ -404,22 +422,28 @@ type Team struct {
 
 // Template defines model for Template.
 type Template struct {
-	Aliases       []string    `json:"aliases"`
-	BuildCount    int         `json:"buildCount"`
-	BuildID       string      `json:"buildID"`
-	BuildStatus   BuildStatus `json:"buildStatus"`
-	CPUCount      int         `json:"cpuCount"`
-	CreatedAt     time.Time   `json:"createdAt"`
-	CreatedBy     *Creator    `json:"createdBy"`
-	DiskSizeMB    int         `json:"diskSizeMB"`
-	EnvdVersion   string      `json:"envdVersion"`
-	LastSpawnedAt *time.Time  `json:"lastSpawnedAt"`
-	MemoryMB      int         `json:"memoryMB"`
-	Names         []string    `json:"names"`
-	Public        bool        `json:"public"`
-	SpawnCount    int64       `json:"spawnCount"`
-	TemplateID    string      `json:"templateID"`
-	UpdatedAt     time.Time   `json:"updatedAt"`
+	Aliases     []string    `json:"aliases"`
+	BuildCount  int         `json:"buildCount"`
+	BuildID     string      `json:"buildID"`
+	BuildStatus BuildStatus `json:"buildStatus"`
+	CPUCount    int         `json:"cpuCount"`
+	CreatedAt   time.Time   `json:"createdAt"`
+	CreatedBy   *Creator    `json:"createdBy"`
+	DiskSizeMB  int         `json:"diskSizeMB"`
+
+	// Driver Hearth's own: what its sandboxes run on unasked; absent: the server's choice.
+	Driver        *string    `json:"driver,omitempty"`
+	EnvdVersion   string     `json:"envdVersion"`
+	LastSpawnedAt *time.Time `json:"lastSpawnedAt"`
+	MemoryMB      int        `json:"memoryMB"`
+	Names         []string   `json:"names"`
+	Public        bool       `json:"public"`
+	SpawnCount    int64      `json:"spawnCount"`
+	TemplateID    string     `json:"templateID"`
+	UpdatedAt     time.Time  `json:"updatedAt"`
+
+	// WarmDrivers Hearth's own: the drivers on which its sandboxes start from a warm snapshot. On others they boot and run the template's commands.
+	WarmDrivers *[]string `json:"warmDrivers,omitempty"`
 }
 
 // TemplateAliasResponse defines model for TemplateAliasResponse.
@@ -459,23 +483,29 @@ type TemplateBuildLogs struct {
 
 // TemplateWithBuilds Template and builds in one object, as old and new clients read different fields of it.
 type TemplateWithBuilds struct {
-	Aliases       []string        `json:"aliases"`
-	BuildCount    int             `json:"buildCount"`
-	BuildID       string          `json:"buildID"`
-	BuildStatus   BuildStatus     `json:"buildStatus"`
-	Builds        []TemplateBuild `json:"builds"`
-	CPUCount      int             `json:"cpuCount"`
-	CreatedAt     time.Time       `json:"createdAt"`
-	CreatedBy     *Creator        `json:"createdBy"`
-	DiskSizeMB    int             `json:"diskSizeMB"`
-	EnvdVersion   string          `json:"envdVersion"`
-	LastSpawnedAt *time.Time      `json:"lastSpawnedAt"`
-	MemoryMB      int             `json:"memoryMB"`
-	Names         []string        `json:"names"`
-	Public        bool            `json:"public"`
-	SpawnCount    int64           `json:"spawnCount"`
-	TemplateID    string          `json:"templateID"`
-	UpdatedAt     time.Time       `json:"updatedAt"`
+	Aliases     []string        `json:"aliases"`
+	BuildCount  int             `json:"buildCount"`
+	BuildID     string          `json:"buildID"`
+	BuildStatus BuildStatus     `json:"buildStatus"`
+	Builds      []TemplateBuild `json:"builds"`
+	CPUCount    int             `json:"cpuCount"`
+	CreatedAt   time.Time       `json:"createdAt"`
+	CreatedBy   *Creator        `json:"createdBy"`
+	DiskSizeMB  int             `json:"diskSizeMB"`
+
+	// Driver Hearth's own: what its sandboxes run on unasked; absent: the server's choice.
+	Driver        *string    `json:"driver,omitempty"`
+	EnvdVersion   string     `json:"envdVersion"`
+	LastSpawnedAt *time.Time `json:"lastSpawnedAt"`
+	MemoryMB      int        `json:"memoryMB"`
+	Names         []string   `json:"names"`
+	Public        bool       `json:"public"`
+	SpawnCount    int64      `json:"spawnCount"`
+	TemplateID    string     `json:"templateID"`
+	UpdatedAt     time.Time  `json:"updatedAt"`
+
+	// WarmDrivers Hearth's own: the drivers on which its sandboxes start from a warm snapshot. On others they boot and run the template's commands.
+	WarmDrivers *[]string `json:"warmDrivers,omitempty"`
 }
 
 // VolumeMount defines model for VolumeMount.
@@ -486,6 +516,9 @@ type VolumeMount struct {
 
 // BuildID defines model for buildID.
 type BuildID = string
+
+// Driver defines model for driver.
+type Driver = string
 
 // IdempotencyKey defines model for idempotencyKey.
 type IdempotencyKey = string
@@ -524,6 +557,9 @@ type ListRunningSandboxesParams struct {
 type CreateSandboxParams struct {
 	// IdempotencyKey Names this request: another one of the same team with the same key gets the sandbox of the first, while the server runs and the sandbox lives.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// XHearthDriver The field driver of the body, for clients that pass headers on but no fields of Hearth's own. Asking for one in each is an error.
+	XHearthDriver *Driver `json:"X-Hearth-Driver,omitempty"`
 }
 
 // LatestMetricsParams defines parameters for LatestMetrics.
@@ -608,6 +644,9 @@ type ListSandboxesParamsOrder string
 type CreateSandboxV2Params struct {
 	// IdempotencyKey Names this request: another one of the same team with the same key gets the sandbox of the first, while the server runs and the sandbox lives.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// XHearthDriver The field driver of the body, for clients that pass headers on but no fields of Hearth's own. Asking for one in each is an error.
+	XHearthDriver *Driver `json:"X-Hearth-Driver,omitempty"`
 }
 
 // ListTemplatesParams defines parameters for ListTemplates.
@@ -954,6 +993,25 @@ func (siw *ServerInterfaceWrapper) CreateSandbox(w http.ResponseWriter, r *http.
 		}
 
 		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "X-Hearth-Driver" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("X-Hearth-Driver")]; found {
+		var XHearthDriver Driver
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "X-Hearth-Driver", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "X-Hearth-Driver", valueList[0], &XHearthDriver, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "X-Hearth-Driver", Err: err})
+			return
+		}
+
+		params.XHearthDriver = &XHearthDriver
 
 	}
 
@@ -1723,6 +1781,25 @@ func (siw *ServerInterfaceWrapper) CreateSandboxV2(w http.ResponseWriter, r *htt
 		}
 
 		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "X-Hearth-Driver" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("X-Hearth-Driver")]; found {
+		var XHearthDriver Driver
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "X-Hearth-Driver", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "X-Hearth-Driver", valueList[0], &XHearthDriver, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "X-Hearth-Driver", Err: err})
+			return
+		}
+
+		params.XHearthDriver = &XHearthDriver
 
 	}
 
