@@ -221,7 +221,7 @@ func (a *App) openNode(ctx context.Context) error {
 		Driver: a.choice.offers[0], Offers: a.choice.offers[1:],
 		Total:  capacity(a.cfg.Node.Overcommit),
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
-		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20,
+		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20, PoolCeiling: 1000, // of a template: config.PoolBounds
 	}, agent.Deps{
 		Drivers: byName, Network: a.network, Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
@@ -330,11 +330,11 @@ func (a *App) pools(ctx context.Context) ([]node.Pool, error) {
 			if err != nil {
 				return nil, err
 			}
-			size := a.cfg.Node.Pool
+			floor, ceiling := a.cfg.PoolBounds(name)
 			if snap.Driver != cmp.Or(build.Driver, a.choice.offers[0]) {
-				size = min(size, 1) // for those who ask
+				floor = min(floor, 1) // for those who ask
 			}
-			list = append(list, node.Pool{Build: *build, Snapshot: *snap, Size: size})
+			list = append(list, node.Pool{Build: *build, Snapshot: *snap, Floor: floor, Ceiling: ceiling})
 		}
 	}
 	return list, nil

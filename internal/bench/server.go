@@ -67,7 +67,7 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	c.Sandbox.Max = max(c.Sandbox.Max, r.opts.Sandboxes+10)
 	switch kind {
 	case poolEmpty:
-		c.Node.Pool = 0
+		c.Node.Pool, c.Node.PoolMax = 0, 0
 	case poolLarge:
 		c.Builtin, c.Node.Pool = []string{baseTemplate}, burstSize
 	}

@@ -49,7 +49,8 @@ type Node struct {
 	Driver     string   `yaml:"driver"`      // isolation technology of sandboxes that ask for none; auto: the strongest that runs here
 	Drivers    []string `yaml:"drivers"`     // further ones that sandboxes may ask for
 	Overcommit int      `yaml:"overcommit"`  // what machines may ask for in all, as a multiple of the host's cores and memory: most use little of it
-	Pool       int      `yaml:"pool"`        // restored, paused machines kept per template
+	Pool       int      `yaml:"pool"`        // restored, paused machines kept per template, however little it is used
+	PoolMax    int      `yaml:"pool_max"`    // and at most, after many starts at once; less than pool means pool
 	PoolMiB    int      `yaml:"pool_mib"`    // memory that pooled machines may use in all
 	Starts     int      `yaml:"starts"`      // machines started at once; 0: one per core
 	Queue      int      `yaml:"queue"`       // starts that may wait for their turn
@@ -97,12 +98,14 @@ type Network struct {
 // Template is one more template to make at start, from exactly one source.
 type Template struct {
 	Name    string            `yaml:"name"`
-	Debian  []string          `yaml:"debian,omitempty"` // packages on top of the smallest Debian system
-	Tar     string            `yaml:"tar,omitempty"`    // root file system as a tarball
-	OCI     string            `yaml:"oci,omitempty"`    // OCI image layout directory
-	Start   string            `yaml:"start,omitempty"`  // command that runs before the warm checkpoint
-	Ready   string            `yaml:"ready,omitempty"`  // command that succeeds once Start is ready
-	Driver  string            `yaml:"driver,omitempty"` // of its sandboxes, unless they ask for another; empty: the node's
+	Debian  []string          `yaml:"debian,omitempty"`   // packages on top of the smallest Debian system
+	Tar     string            `yaml:"tar,omitempty"`      // root file system as a tarball
+	OCI     string            `yaml:"oci,omitempty"`      // OCI image layout directory
+	Start   string            `yaml:"start,omitempty"`    // command that runs before the warm checkpoint
+	Ready   string            `yaml:"ready,omitempty"`    // command that succeeds once Start is ready
+	Pool    *int              `yaml:"pool,omitempty"`     // as node.pool, for this template
+	PoolMax *int              `yaml:"pool_max,omitempty"` // as node.pool_max
+	Driver  string            `yaml:"driver,omitempty"`   // of its sandboxes, unless they ask for another; empty: the node's
 	VCPUs   int               `yaml:"vcpus,omitempty"`
 	Memory  int               `yaml:"memory_mib,omitempty"`
 	Disk    int               `yaml:"disk_mib,omitempty"`
@@ -119,12 +122,33 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
 		Node: Node{
-			Driver: Auto, Overcommit: 32, Pool: 4, PoolMiB: 2048, Queue: 1000,
+			Driver: Auto, Overcommit: 32, Pool: 4, PoolMax: 32, PoolMiB: 2048, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",
 		},
 		Network: Network{Prefix: "10.213.0.0/16", Slots: 8},
 		Builtin: []string{"base", "code-interpreter-v1"},
 	}
+}
+
+// maxPool bounds the machines that are kept ready of one template.
+const maxPool = 1000
+
+// PoolBounds says how many machines of a template are kept ready, at least and
+// at most.
+func (c *Config) PoolBounds(template string) (floor, ceiling int) {
+	floor, ceiling = c.Node.Pool, c.Node.PoolMax
+	for _, t := range c.Templates {
+		if t.Name != template {
+			continue
+		}
+		if t.Pool != nil {
+			floor = *t.Pool
+		}
+		if t.PoolMax != nil {
+			ceiling = *t.PoolMax
+		}
+	}
+	return floor, max(floor, ceiling)
 }
 
 // nameRE is E2B's form of a template name.
@@ -176,7 +200,8 @@ func (c *Config) validateNode() error {
 	}{
 		{"sandbox.max", c.Sandbox.Max, 1, 1_000_000},
 		{"node.overcommit", c.Node.Overcommit, 1, 1000},
-		{"node.pool", c.Node.Pool, 0, 1000},
+		{"node.pool", c.Node.Pool, 0, maxPool},
+		{"node.pool_max", c.Node.PoolMax, 0, maxPool},
 		{"node.pool_mib", c.Node.PoolMiB, 0, 1 << 30},
 		{"node.starts", c.Node.Starts, 0, 1024},
 		{"node.queue", c.Node.Queue, 1, 1_000_000},
@@ -225,6 +250,11 @@ func (c *Config) validateTemplates() error {
 		for _, has := range []bool{len(t.Debian) > 0, t.Tar != "", t.OCI != ""} {
 			if has {
 				sources++
+			}
+		}
+		for key, n := range map[string]*int{"pool": t.Pool, "pool_max": t.PoolMax} {
+			if n != nil && (*n < 0 || *n > maxPool) {
+				return invalid("templates."+t.Name+"."+key, "%d must be between 0 and %d", *n, maxPool)
 			}
 		}
 		if sources != 1 {

@@ -72,7 +72,8 @@ type PauseRequest struct {
 type Pool struct {
 	Build    hearth.Build
 	Snapshot hearth.Snapshot
-	Size     int
+	Floor    int // machines to hold however little they are asked for
+	Ceiling  int // machines to hold at most, however much; less than Floor means Floor
 }
 
 // Instance is a sandbox's machine on a host.

@@ -242,7 +242,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 		}
 	}
 	for _, p := range a.pools {
-		p.want = 0
+		p.floor, p.ceiling = 0, 0
 	}
 	a.mu.Unlock()
 

@@ -16,7 +16,7 @@ func BenchmarkWarmStart(b *testing.B) {
 	w := newWorld(b)
 	a := w.open(agent.Config{PoolCeiling: 1 << 20, PoolMemory: 1 << 40})
 	snap := w.warm(a)
-	if err := a.Keep(b.Context(), []node.Pool{{Build: w.request().Build, Snapshot: *snap, Size: b.N}}); err != nil {
+	if err := a.Keep(b.Context(), []node.Pool{{Build: w.request().Build, Snapshot: *snap, Floor: b.N}}); err != nil {
 		b.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(b.Context())

@@ -21,12 +21,20 @@ import (
 type pool struct {
 	build    hearth.Build
 	snapshot hearth.Snapshot
-	want     int
+	floor    int // machines to hold whatever is asked for
+	ceiling  int // machines to hold at most; 0: the pool is to go
+	demand   demand
 	ready    []*machine // oldest first
 	filling  int
 	size     int64 // bytes of the machine that was made last
 	failures int   // in a row
 	retryAt  time.Time
+}
+
+// want is how many machines the pool should hold now: as many as the busiest
+// ten seconds of the last ten minutes took, within its bounds.
+func (p *pool) want(now time.Time) int {
+	return min(max(p.demand.peak(now), p.floor), p.ceiling)
 }
 
 // sizeGuess is the memory of a pool's first machine, before one was measured.
@@ -48,12 +56,13 @@ func (a *Agent) Keep(_ context.Context, pools []node.Pool) error {
 		return err
 	}
 	for _, p := range a.pools {
-		p.want = 0
+		p.floor, p.ceiling = 0, 0
 	}
 	for _, d := range pools {
 		p := a.poolOf(d.Snapshot.ID)
 		p.build, p.snapshot = d.Build, d.Snapshot
-		p.want = min(max(d.Size, a.cfg.PoolFloor, 0), a.cfg.PoolCeiling)
+		p.floor = max(d.Floor, a.cfg.PoolFloor, 0)
+		p.ceiling = min(max(d.Ceiling, p.floor), a.cfg.PoolCeiling)
 	}
 	a.kept = true
 	a.nudge()
@@ -68,6 +77,20 @@ func (a *Agent) poolOf(id hearth.SnapshotID) *pool {
 		a.pools[id] = p
 	}
 	return p
+}
+
+// asked notes that a snapshot's sandboxes are wanted. A pool that has to grow
+// for it does so at once.
+func (a *Agent) asked(p plan) {
+	if p.restore == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if pl := a.pools[p.restore.ID]; pl != nil {
+		pl.demand.note(a.now())
+		a.nudge()
+	}
 }
 
 // claim takes the oldest machine that fits the plan; nil when there is none.
@@ -145,14 +168,16 @@ func (a *Agent) trim(ctx context.Context) {
 	m, err := a.deps.Memory()
 	short := err == nil && m.Available < a.reserve(m)
 	var gone []*machine
+	now := a.now()
 	a.mu.Lock()
 	a.short = short
 	for id, p := range a.pools {
-		for a.kept && len(p.ready) > p.want {
+		want := p.want(now)
+		for a.kept && len(p.ready) > want {
 			gone = append(gone, p.ready[0])
 			p.ready = p.ready[1:]
 		}
-		if a.kept && p.want == 0 && len(p.ready) == 0 && p.filling == 0 {
+		if a.kept && p.ceiling == 0 && len(p.ready) == 0 && p.filling == 0 {
 			delete(a.pools, id)
 		}
 	}
@@ -202,11 +227,11 @@ func (a *Agent) nextFill() (*pool, plan) {
 	if filling >= a.cfg.PoolFills {
 		return nil, plan{}
 	}
-	most := 0
+	now, most := a.now(), 0
 	var next *pool
 	for _, p := range a.pools {
-		lacks := p.want - len(p.ready) - p.filling
-		if lacks > most && !a.now().Before(p.retryAt) && held+p.guess() <= a.poolMemory {
+		lacks := p.want(now) - len(p.ready) - p.filling
+		if lacks > most && !now.Before(p.retryAt) && held+p.guess() <= a.poolMemory {
 			most, next = lacks, p
 		}
 	}

@@ -49,7 +49,7 @@ func (p *pooling) keep(n int) {
 	p.t.Helper()
 	var pools []node.Pool
 	if n > 0 {
-		pools = []node.Pool{{Build: p.request().Build, Snapshot: *p.snap, Size: n}}
+		pools = []node.Pool{{Build: p.request().Build, Snapshot: *p.snap, Floor: n}}
 	}
 	if err := p.a.Keep(p.t.Context(), pools); err != nil {
 		p.t.Fatal(err)
@@ -298,5 +298,27 @@ func TestCrashedFillIsSwept(t *testing.T) {
 		close(tomb)
 		old.Close()
 		p.halt()
+	})
+}
+
+// TestPoolFollowsDemand: a burst makes the pool grow to what it took, within the
+// ceiling, and ten quiet minutes let it shrink again.
+func TestPoolFollowsDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooling(t, agent.Config{})
+		if err := p.a.Keep(t.Context(), []node.Pool{{Build: p.request().Build, Snapshot: *p.snap, Floor: 1, Ceiling: 3}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.wantHeld(1)
+		for range 5 {
+			p.start(p.a, p.restored())
+		}
+		synctest.Wait()
+		p.wantHeld(5 + 3) // five were asked for at once, three are allowed
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		p.wantHeld(5 + 1)
+		p.end()
 	})
 }

@@ -151,6 +151,7 @@ func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instanc
 		}
 	}
 	p := a.planOf(req)
+	a.asked(p)
 	if inst, err := a.startWarm(ctx, p); inst != nil || err != nil {
 		return inst, err
 	}
