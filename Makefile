@@ -1,5 +1,6 @@
 # make demo   from a clean machine to AI-written code running in isolation
 # make test   everything that .ci/run checks
+# make test-kvm  the virtual machines' tests with KVM, in an emulated host (part of make test)
 # make build  bin/hearth, the whole product in one file
 # make bench  the figures of docs/PERFORMANCE.md, measured on this host
 # make generate  internal/gen, from the contracts in spec/
@@ -14,7 +15,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED := 0
 
-.PHONY: build guest init seccomp demo test bench generate clean FORCE
+.PHONY: build guest init seccomp demo test test-kvm bench generate clean FORCE
 
 build: bin/hearth
 
@@ -40,6 +41,10 @@ demo:
 
 test:
 	@bash test/run.sh
+
+test-kvm: init
+	@deploy/apt-install.sh qemu-system-x86 erofs-utils e2fsprogs kmod xz-utils
+	@go run ./test/kvm
 
 bench: build
 	@deploy/apt-install.sh runc mmdebstrap erofs-utils

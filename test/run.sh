@@ -38,3 +38,6 @@ export HEARTH_TEST_CACHE=${HEARTH_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/he
 echo "official SDKs: $HEARTH_TEST_SDKS"
 echo "drivers: gvisor, fake"
 CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m -json ./... | go run ./test/summary
+
+step "virtual machines with KVM, in an emulated host"
+make test-kvm

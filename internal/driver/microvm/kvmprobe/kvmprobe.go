@@ -23,8 +23,8 @@ import (
 const Device = "/dev/kvm"
 
 // Patience is how long the virtual CPU may take for what takes a working one a
-// millisecond, or some under emulation.
-const Patience = 5 * time.Second
+// millisecond, and one whose processor is itself emulated a second.
+const Patience = 10 * time.Second
 
 // Check returns nil if virtual machines run here, else a FailedPrecondition that
 // says what is in the way. It takes some milliseconds, or Patience when the

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// mark begins the lines with which command init tells what it does:
+//
+//	HEARTH-KVM begin NAME
+//	HEARTH-KVM end NAME ok|failed WHY
+//	HEARTH-KVM done
+const mark = "HEARTH-KVM "
+
+// judge listens to the console of the emulated host.
+type judge struct {
+	want    []string // suites, in order
+	running string
+	ended   map[string]string // "ok", or what went wrong
+	passed  map[string]int    // tests of each suite
+	skipped []string          // the last runs' skipped tests
+	done    bool
+	last    []string // of the console, outside of suites: what explains a crash
+}
+
+func newJudge(want []string) *judge {
+	return &judge{want: want, ended: map[string]string{}, passed: map[string]int{}}
+}
+
+// hear takes one line and returns what of it a person wants to see.
+func (j *judge) hear(line string) (string, bool) {
+	line = strings.TrimRight(line, "\r\n")
+	if at := strings.Index(line, mark); at >= 0 { // a kernel message may have begun the line
+		return j.note(strings.Fields(line[at+len(mark):]))
+	}
+	if j.running == "" {
+		const kept = 20
+		j.last = append(j.last, line)
+		j.last = j.last[max(0, len(j.last)-kept):]
+		return "", false
+	}
+	text := strings.TrimSpace(line)
+	if strings.HasPrefix(text, "--- PASS: ") {
+		j.passed[j.running]++
+	}
+	if strings.HasPrefix(text, "--- SKIP: ") {
+		j.skipped = append(j.skipped, j.running+": "+strings.TrimPrefix(text, "--- SKIP: "))
+	}
+	for _, noise := range []string{"=== RUN", "=== PAUSE", "=== CONT", "=== NAME"} {
+		if strings.HasPrefix(text, noise) {
+			return "", false
+		}
+	}
+	return line, text != ""
+}
+
+func (j *judge) note(words []string) (string, bool) {
+	switch {
+	case len(words) == 2 && words[0] == "begin":
+		j.running = words[1]
+		return "==> " + words[1], true
+	case len(words) >= 3 && words[0] == "end":
+		j.running = ""
+		j.ended[words[1]] = strings.Join(words[2:], " ")
+		return fmt.Sprintf("<== %s: %s, %d passed", words[1], j.ended[words[1]], j.passed[words[1]]), true
+	case len(words) == 1 && words[0] == "done":
+		j.done = true
+	}
+	return "", false
+}
+
+// verdict is nil if every suite ran to its end and passed, and the host went off
+// by itself.
+func (j *judge) verdict() error {
+	var errs []error
+	for _, name := range j.want {
+		switch end, ok := j.ended[name]; {
+		case !ok && j.running == name:
+			errs = append(errs, fmt.Errorf("suite %s did not end: the emulated host crashed or hung", name))
+		case !ok:
+			errs = append(errs, fmt.Errorf("suite %s did not run", name))
+		case end != "ok":
+			errs = append(errs, fmt.Errorf("suite %s %s", name, end))
+		case j.passed[name] == 0:
+			errs = append(errs, fmt.Errorf("suite %s passed without a test", name))
+		}
+	}
+	if !j.done {
+		errs = append(errs, fmt.Errorf("the emulated host did not come to its end; its last words:\n\t%s", strings.Join(j.last, "\n\t")))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestJudge(t *testing.T) {
+	whole := []string{
+		"[    0.1] Linux\r", "HEARTH-KVM begin a\r", "=== RUN   TestX", "--- PASS: TestX (0.1s)", "    --- SKIP: TestY/z (0s)", "PASS", "HEARTH-KVM end a ok",
+		"[ 3.0] noise HEARTH-KVM begin b", "--- PASS: TestX (0.1s)", "HEARTH-KVM end b ok", "HEARTH-KVM done",
+	}
+	with := func(from, to string) []string {
+		var out []string
+		for _, l := range whole {
+			if l = strings.ReplaceAll(l, from, to); l != "" {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	for name, test := range map[string]struct {
+		lines []string
+		want  string // in the error; empty: no error
+	}{
+		"all is well":        {whole, ""},
+		"nothing":            {nil, "suite a did not run"},
+		"a failed":           {with("end a ok", "end a failed exit status 1"), "suite a failed exit status 1"},
+		"b never ran":        {whole[:7], "suite b did not run"},
+		"crash in b":         {whole[:9], "suite b did not end"},
+		"end is missing":     {with("HEARTH-KVM done", ""), "its last words:\n\t[    0.1] Linux"},
+		"no test passed":     {with("--- PASS", "--- SKIP"), "suite a passed without a test"},
+		"not the suite's ok": {with("HEARTH-KVM end a ok", "end a ok"), "suite a did not run"},
+	} {
+		j := newJudge([]string{"a", "b"})
+		for _, l := range test.lines {
+			j.hear(l)
+		}
+		err := j.verdict()
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
+
+func TestJudgeShowsWhatMatters(t *testing.T) {
+	j := newJudge([]string{"a"})
+	var shown []string
+	for _, l := range []string{"kernel", "HEARTH-KVM begin a", "=== RUN   TestX", "--- SKIP: TestX (0s)", "", "HEARTH-KVM end a ok", "HEARTH-KVM done"} {
+		if text, show := j.hear(l); show {
+			shown = append(shown, text)
+		}
+	}
+	const want = "==> a|--- SKIP: TestX (0s)|<== a: ok, 0 passed"
+	if got := strings.Join(shown, "|"); got != want {
+		t.Errorf("shown %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,139 @@
+// Command kvm tests Hearth's virtual machines with KVM, on hosts with and
+// without: it builds a small machine around the tests, boots it in QEMU with an
+// emulated processor that has virtualization of its own, runs the tests inside,
+// and fails with them. Inside, /dev/kvm is real: the kernel's own kvm-amd.
+//
+//	go run ./test/kvm [-timeout 8m] [-cpus 2] [-run NAME] [-keep]
+//
+// The machine is an initramfs, which has command init and four modules, and an
+// EROFS disk with everything else: static test binaries, the kernel's modules,
+// QEMU with its libraries and firmware, and the images that tests start guests
+// from. It has no network and no writable disk.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"hearth/internal/driver/microvm"
+	"hearth/internal/driver/microvm/microvmtest"
+)
+
+// suite is a test binary that is run inside.
+type suite struct {
+	name    string
+	pkg     string        // of the tests
+	run     string        // regular expression of their names
+	env     []string      // beside what every suite gets
+	timeout time.Duration // for all of its tests
+}
+
+// suites are what is run, in order.
+func suites() []suite {
+	return []suite{
+		{name: "kvmprobe", pkg: "./internal/driver/microvm/kvmprobe", run: ".", timeout: time.Minute},
+	}
+}
+
+type options struct {
+	timeout time.Duration
+	cpus    int
+	memory  int // MiB
+	only    string
+	keep    bool
+}
+
+func main() {
+	var o options
+	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "for everything that runs inside")
+	flag.IntVar(&o.cpus, "cpus", 2, "processors of the emulated host")
+	flag.IntVar(&o.memory, "memory", 4096, "its memory in MiB")
+	flag.StringVar(&o.only, "run", "", "the one suite to run")
+	flag.BoolVar(&o.keep, "keep", false, "keep the machine's files, and say where they are")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := test(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test-kvm:", err)
+		os.Exit(1)
+	}
+}
+
+// test builds the emulated host, boots it and judges what it says.
+func test(ctx context.Context, o options) error {
+	chosen := suites()
+	if o.only != "" {
+		chosen = nil
+		for _, s := range suites() {
+			if s.name == o.only {
+				chosen = append(chosen, s)
+			}
+		}
+		if len(chosen) == 0 {
+			return fmt.Errorf("there is no suite %q", o.only)
+		}
+	}
+	dir, err := os.MkdirTemp("", "hearth-kvm-")
+	if err != nil {
+		return err
+	}
+	if o.keep {
+		fmt.Println("files of the emulated host:", dir)
+	} else {
+		defer os.RemoveAll(dir)
+	}
+	began := time.Now()
+	kernel, err := build(ctx, dir, chosen)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("==> emulated host: built in %.1f s; booting kernel %s\n", time.Since(began).Seconds(), kernel.Release)
+	began = time.Now()
+	var names []string
+	for _, s := range chosen {
+		names = append(names, s.name)
+	}
+	j := newJudge(names)
+	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("it was not done within %s", o.timeout))
+	defer cancel()
+	err = boot(ctx, machine{
+		kernel: kernel.Kernel, initrd: filepath.Join(dir, initrdFile), disk: filepath.Join(dir, diskFile),
+		cpus: o.cpus, memory: o.memory,
+	}, func(line string) {
+		if text, show := j.hear(line); show {
+			fmt.Println(text)
+		}
+	})
+	if context.Cause(ctx) != nil {
+		err = context.Cause(ctx)
+	}
+	fmt.Printf("==> emulated host: off after %.1f s\n", time.Since(began).Seconds())
+	return errors.Join(j.verdict(), err)
+}
+
+// build makes the files of the emulated host in dir and returns its kernel.
+func build(ctx context.Context, dir string, chosen []suite) (*microvm.Boot, error) {
+	cache, err := microvmtest.KernelCache()
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := microvm.Prepare(ctx, microvm.Options{Cache: cache})
+	if err != nil {
+		return nil, fmt.Errorf("the kernel: %w", err)
+	}
+	t := &tree{dir: filepath.Join(dir, "tree")}
+	if err := t.fill(ctx, kernel, filepath.Join(cache, "debian-kernel", "modules"), chosen); err != nil {
+		return nil, err
+	}
+	if err := t.pack(ctx, dir, kernel.Release); err != nil {
+		return nil, err
+	}
+	return kernel, nil
+}
