@@ -58,6 +58,9 @@ func kernelELF(ctx context.Context, raw []byte) ([]byte, error) {
 	if size > maxKernel {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "the kernel has %d bytes unpacked, more than the %d allowed", size, maxKernel)
 	}
+	if !bytes.HasPrefix(payload, []byte(gzipMagic)) {
+		payload = payload[:length-4] // gzip's own last field is that size
+	}
 	out, err := unpack(ctx, payload, size)
 	if err != nil {
 		return nil, hearth.Wrap(hearth.InvalidArgument, err, "the bzImage cannot be unpacked")
@@ -68,18 +71,18 @@ func kernelELF(ctx context.Context, raw []byte) ([]byte, error) {
 	return out, nil
 }
 
-// unpack unpacks data of a form that kernels and modules use, to at most limit
-// bytes. What follows the packed data is ignored.
+const gzipMagic = "\x1f\x8b"
+
+// unpack unpacks data of a form that kernels and modules use, to at most limit bytes.
 func unpack(ctx context.Context, in []byte, limit int) ([]byte, error) {
 	switch {
 	case bytes.HasPrefix(in, []byte(lz4Legacy)):
 		return unpackLZ4(in, limit)
-	case bytes.HasPrefix(in, []byte("\x1f\x8b")):
+	case bytes.HasPrefix(in, []byte(gzipMagic)):
 		r, err := gzip.NewReader(bytes.NewReader(in))
 		if err != nil {
 			return nil, err
 		}
-		r.Multistream(false)
 		return readAtMost(r, limit)
 	case bytes.HasPrefix(in, []byte("\x28\xb5\x2f\xfd")):
 		r, err := zstd.NewReader(bytes.NewReader(in), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(1<<30))
@@ -94,20 +97,21 @@ func unpack(ctx context.Context, in []byte, limit int) ([]byte, error) {
 	return nil, hearth.Errorf(hearth.InvalidArgument, "it is packed in an unknown way (it begins with % x); lz4, gzip, zstd and xz are known", in[:min(len(in), 6)])
 }
 
-// readAtMost reads up to limit bytes. An error after them is no error: kernels
-// have their size behind the packed data.
+var errLarge = errors.New("there is more in it than is allowed")
+
+// readAtMost reads to the end, which must come within limit bytes: only there
+// the checksums of the packed data are looked at.
 func readAtMost(r io.Reader, limit int) ([]byte, error) {
-	var b bytes.Buffer
-	n, err := io.Copy(&b, io.LimitReader(r, int64(limit)))
-	if n == int64(limit) {
-		err = nil
+	out, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err == nil && len(out) > limit {
+		err = errLarge
 	}
-	return b.Bytes(), err
+	return out, err
 }
 
 // unpackXZ runs the host's xz, which knows the filter for machine code that kernels use.
 func unpackXZ(ctx context.Context, in []byte, limit int) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--single-stream", "--quiet")
+	cmd := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--quiet")
 	cmd.Stdin = bytes.NewReader(in)
 	out := &limited{left: limit}
 	var text strings.Builder
@@ -116,7 +120,7 @@ func unpackXZ(ctx context.Context, in []byte, limit int) ([]byte, error) {
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "xz is missing, and the kernel or a module of it is packed with it; install the package xz-utils")
 	}
-	if err != nil && len(out.b) < limit {
+	if err != nil {
 		return nil, hearth.Wrap(hearth.InvalidArgument, err, "xz: %.200s", text.String())
 	}
 	return out.b, nil
@@ -132,7 +136,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	n := min(len(p), l.left)
 	l.b, l.left = append(l.b, p[:n]...), l.left-n
 	if n < len(p) {
-		return n, io.ErrShortWrite
+		return n, errLarge
 	}
 	return n, nil
 }

@@ -6,7 +6,9 @@
 //
 // A machine's disks, as every driver attaches them: the EROFS layers read-only,
 // lowest first; the guest daemon's image read-only, where there is one; the
-// writable disk last. CommandLine says which is which by name (vda, vdb, ...).
+// writable disk last. CommandLine says which is which by name (vda, vdb, ...),
+// which the guest's kernel gives in the order in which a monitor has them. (QEMU's
+// microvm: in the order of its arguments, as long as these name no bus.)
 package microvm
 
 import (

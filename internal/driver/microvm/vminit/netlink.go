@@ -37,7 +37,7 @@ func (n *netlink) close() { _ = unix.Close(n.fd) }
 // flags there are none, and the kernel acknowledges.
 func (n *netlink) ask(kind, flags uint16, body []byte) ([][]byte, error) {
 	n.seq++
-	if flags&unix.NLM_F_DUMP == 0 {
+	if flags&unix.NLM_F_DUMP != unix.NLM_F_DUMP { // two bits, of which one has another meaning here
 		flags |= unix.NLM_F_ACK
 	}
 	msg := make([]byte, netlinkHeader, netlinkHeader+len(body))

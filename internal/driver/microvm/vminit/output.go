@@ -1,6 +1,7 @@
 package vminit
 
 import (
+	"io"
 	"os"
 	"time"
 )
@@ -14,11 +15,15 @@ const (
 // forward shows a program's output on the machine's console, which is slow and
 // costs the host: what is more than a little is dropped. The program is never
 // held up by it.
-func forward(from *os.File) {
+func forward(from *os.File, console io.Writer) {
 	defer from.Close()
 	chunks := make(chan []byte, 8)
 	defer close(chunks)
-	go show(chunks)
+	go func() {
+		for c := range chunks {
+			_, _ = console.Write(c)
+		}
+	}()
 	budget, last := outputBurst, time.Now()
 	buf := make([]byte, 64<<10)
 	for {
@@ -41,15 +46,11 @@ func forward(from *os.File) {
 	}
 }
 
-func show(chunks <-chan []byte) {
+// openConsole opens the machine's console; what is written where there is none is lost.
+func openConsole() io.Writer {
 	console, err := os.OpenFile("/dev/console", os.O_WRONLY, 0)
 	if err != nil {
-		for range chunks {
-		}
-		return
+		return io.Discard
 	}
-	defer console.Close()
-	for c := range chunks {
-		_, _ = console.Write(c)
-	}
+	return console
 }

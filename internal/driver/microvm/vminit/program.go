@@ -100,7 +100,7 @@ func (m *machine) start() (pid int, err error) {
 		return 0, err
 	}
 	defer why.Close()
-	go forward(out)
+	go forward(out, openConsole())
 	_, processes, err := limits()
 	if err != nil {
 		return 0, err
