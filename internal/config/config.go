@@ -205,7 +205,7 @@ func (c *Config) validateNode() error {
 		{"node.pool_mib", c.Node.PoolMiB, 0, 1 << 30},
 		{"node.starts", c.Node.Starts, 0, 1024},
 		{"node.queue", c.Node.Queue, 1, 1_000_000},
-		{"node.subuid_base", c.Node.SubUIDBase, 65536, 1 << 31},
+		{"node.subuid_base", c.Node.SubUIDBase, 1_000_000, 1 << 31},
 		{"network.slots", c.Network.Slots, 0, 1000},
 	} {
 		if r.v < r.lo || r.v > r.hi {
