@@ -103,6 +103,7 @@ var admitted = map[string][]string{
 	"github.com/fsnotify/fsnotify":           {"internal/guest/files"},
 	"github.com/klauspost/compress":          {"internal/image", "internal/blob", "internal/driver/microvm"},
 	"github.com/google/go-cmp":               {"internal/store/storetest"},
+	"golang.org/x/image":                     {"internal/bench/plot"},
 	"golang.org/x/sys":                       nil, // anywhere
 	"golang.org/x/sync":                      nil,
 	"golang.org/x/term":                      nil,

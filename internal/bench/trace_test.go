@@ -46,3 +46,21 @@ func TestTraceOptions(t *testing.T) {
 		}
 	}
 }
+
+func TestPlotOptions(t *testing.T) {
+	good := PlotOptions{Out: t.TempDir(), Runs: 1, Sandboxes: 1}
+	if err := good.check(); err != nil {
+		t.Error(err)
+	}
+	for _, change := range []func(*PlotOptions){
+		func(o *PlotOptions) { o.Runs = 0 },
+		func(o *PlotOptions) { o.Sandboxes = maxSandboxes + 1 },
+		func(o *PlotOptions) { o.Out += "/none" },
+	} {
+		o := good
+		change(&o)
+		if err := o.check(); hearth.KindOf(err) != hearth.InvalidArgument {
+			t.Errorf("%+v: got %v", o, err)
+		}
+	}
+}

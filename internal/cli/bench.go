@@ -5,6 +5,7 @@ import "hearth/internal/bench"
 type benchCmd struct {
 	Rows  benchRowsCmd  `cmd:"" default:"withargs" help:"Measure the rows of docs/PERFORMANCE.md."`
 	Trace benchTraceCmd `cmd:"" help:"Print what each step of a create costs."`
+	Plot  benchPlotCmd  `cmd:"" help:"Draw creates by the size of bursts and memory by the number of sandboxes."`
 }
 
 type benchRowsCmd struct {
@@ -35,4 +36,18 @@ func (b *benchTraceCmd) Run(in *invocation) error {
 	}
 	b.Running = b.Data != ""
 	return bench.Trace(in.ctx, c, b.TraceOptions, in.out, in.err)
+}
+
+type benchPlotCmd struct {
+	bench.PlotOptions
+}
+
+// Run measures and draws.
+func (b *benchPlotCmd) Run(in *invocation) error {
+	var none dataFlag
+	c, err := none.load(in)
+	if err != nil {
+		return err
+	}
+	return bench.Plots(in.ctx, c, b.PlotOptions, in.err)
 }
