@@ -17,6 +17,7 @@ import (
 
 	"hearth/internal/config"
 	"hearth/internal/doctor"
+	"hearth/internal/driver/microvm/kvmprobe"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
 	"hearth/internal/netns"
@@ -35,7 +36,7 @@ const (
 
 // DoctorHost is what the doctor examines for this configuration.
 func DoctorHost(cfg *config.Config) doctor.Host {
-	h := doctor.Host{Config: cfg, Network: tryNetwork, Guest: func() error {
+	h := doctor.Host{Config: cfg, Network: tryNetwork, KVM: tryKVM, Guest: func() error {
 		info, _ := debug.ReadBuildInfo()
 		if err := built(info); err != nil {
 			return err
@@ -83,10 +84,12 @@ func tryNetwork(ctx context.Context) (err error) {
 	return err
 }
 
+func tryKVM(ctx context.Context) error { return kvmprobe.Check(ctx, kvmprobe.Device) }
+
 // Serve runs a server until ctx ends. Sandboxes outlive it.
 func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
 	host := DoctorHost(cfg)
-	host.Network, host.Drivers = nil, nil // opening the node tries them in earnest
+	host.Network, host.Drivers, host.KVM = nil, nil, nil // opening the node tries them in earnest
 	if err := doctor.Failed(doctor.Examine(ctx, host)); err != nil {
 		return err
 	}

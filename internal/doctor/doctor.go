@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -27,9 +28,10 @@ type Status string
 
 // The verdicts: fail keeps `hearth up` from starting, warn does not.
 const (
-	Pass Status = "pass"
-	Warn Status = "warn"
-	Fail Status = "fail"
+	Pass          Status = "pass"
+	Warn          Status = "warn"
+	Fail          Status = "fail"
+	NotApplicable Status = "n/a"
 )
 
 // Line is one thing that was looked at.
@@ -37,7 +39,7 @@ type Line struct {
 	Name   string `json:"name"`
 	Status Status `json:"status"`
 	Detail string `json:"detail"`
-	Remedy string `json:"remedy,omitempty"` // empty when Status is pass
+	Remedy string `json:"remedy,omitempty"` // what to do about a Warn or Fail; else empty
 }
 
 // Host is what the doctor needs to know of this build to examine a host for it.
@@ -47,6 +49,7 @@ type Host struct {
 	Wanted  []string                    // those that the configuration names; none: one that runs is enough
 	Network func(context.Context) error // tries namespaces, veth and nftables; nil skips
 	Guest   func() error                // whether the guest daemon is in this binary
+	KVM     func(context.Context) error // whether virtual machines run; nil skips what is asked of hosts of such
 
 	// Settled says that the data directory has been used: its sandboxes and
 	// templates can be served although no more may be made.
@@ -62,7 +65,11 @@ const (
 
 // Examine runs every check. It changes nothing on the host that it does not undo.
 func Examine(ctx context.Context, h Host) []Line {
-	lines := []Line{system(), root(), kernel(), memory(), cgroups(), namespaces()}
+	host := view{fs: os.DirFS("/"), data: h.Config.Data, exempt: h.Config.Network.Exempt}
+	if abs, err := filepath.Abs(host.data); err == nil {
+		host.data = abs
+	}
+	lines := []Line{system(), root(), kernel(), memory(), cgroups(host), namespaces()}
 	asRoot := os.Geteuid() == 0
 	if h.Network != nil && asRoot {
 		lines = append(lines, verdict("network", h.Network(ctx), "namespaces, veth pairs and nftables work",
@@ -76,7 +83,11 @@ func Examine(ctx context.Context, h Host) []Line {
 	} else {
 		lines = append(lines, Line{"not tried", Warn, "network, drivers", "run as root"})
 	}
-	return append(lines, kvm(), h.settled(tools()), h.settled(disk(h.Config.Data)), port(h.Config))
+	lines = append(lines, h.settled(tools()), h.settled(disk(h.Config.Data)), port(h.Config))
+	if h.KVM != nil {
+		lines = append(lines, vmHost(host, h.KVM(ctx))...)
+	}
+	return lines
 }
 
 // settled makes a warning of what keeps templates from being made, on a
@@ -155,34 +166,25 @@ func memory() Line {
 	return Line{"memory", Pass, fmt.Sprintf("%d MiB", mib), ""}
 }
 
-const cgroupRoot = "/sys/fs/cgroup"
+const cgroupRoot = "sys/fs/cgroup"
 
-func cgroups() Line {
+func cgroups(v view) Line {
 	needed := []string{"cpu", "memory", "pids"}
-	if raw, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
-		have := strings.Fields(string(raw))
+	if text, there := v.text(cgroupRoot + "/cgroup.controllers"); there {
+		have := strings.Fields(text)
 		for _, c := range needed {
-			if !contains(have, c) {
+			if !slices.Contains(have, c) {
 				return Line{"cgroups", Fail, "version 2 without the " + c + " controller", "enable it on the kernel command line or in the container's host"}
 			}
 		}
 		return Line{"cgroups", Pass, "version 2: " + strings.Join(needed, ", "), ""}
 	}
 	for _, c := range needed {
-		if _, err := os.Stat(filepath.Join(cgroupRoot, c)); err != nil {
-			return Line{"cgroups", Fail, "the " + c + " controller is not mounted under " + cgroupRoot, "mount cgroup2 there, or the version 1 controllers cpu, memory and pids"}
+		if _, err := fs.Stat(v.fs, cgroupRoot+"/"+c); err != nil {
+			return Line{"cgroups", Fail, "the " + c + " controller is not mounted under /" + cgroupRoot, "mount cgroup2 there, or the version 1 controllers cpu, memory and pids"}
 		}
 	}
 	return Line{"cgroups", Pass, "version 1: " + strings.Join(needed, ", "), ""}
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func namespaces() Line {
@@ -222,15 +224,6 @@ func (h Host) drivers(ctx context.Context) []Line {
 		lines = append(lines, Line{"driver", Fail, "none runs on this host", "mend one of the above"})
 	}
 	return lines
-}
-
-func kvm() Line {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return Line{"kvm", Warn, "no /dev/kvm", "none needed: sandboxes run on gVisor, which does without"}
-	}
-	f.Close()
-	return Line{"kvm", Pass, "/dev/kvm can be opened; this release runs gVisor all the same", ""}
 }
 
 // hostTools are what making templates runs, and the Debian package each is in.
