@@ -17,11 +17,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"hearth/internal/control/archive"
 	"hearth/internal/control/due"
+	"hearth/internal/control/lanes"
+	"hearth/internal/control/retry"
+	"hearth/internal/control/routes"
+	"hearth/internal/control/usage"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/store"
@@ -110,13 +114,13 @@ type Controller struct {
 	log    *slog.Logger
 	limits Limits
 
-	locks   locks
-	flights flights
-	table   *table
+	lanes   *lanes.Lanes
+	table   *routes.Table
 	due     *due.Queue
-	unclear set // sandboxes whose last step has an unknown end
+	unclear lanes.Set // sandboxes whose last step has an unknown end
+	archive *archive.Archive
 	gates   gates
-	samples *samples
+	samples *usage.Samples
 
 	life context.Context // ends when Run has given up waiting for calls under way
 	end  context.CancelCauseFunc
@@ -126,10 +130,18 @@ type Controller struct {
 // New returns a controller. It starts nothing.
 func New(d Deps) *Controller {
 	life, end := context.WithCancelCause(context.Background())
-	return &Controller{
+	c := &Controller{
 		store: d.Store, nodes: d.Nodes, tokens: d.Tokens, shelf: d.Shelf, now: d.Now, log: d.Log,
-		limits: d.Limits.withDefaults(), table: newTable(), due: due.New(), samples: newSamples(), gates: newGates(), life: life, end: end,
+		limits: d.Limits.withDefaults(), table: routes.New(), due: due.New(), samples: usage.New(), gates: newGates(), life: life, end: end,
 	}
+	c.lanes = lanes.New(life, &c.work)
+	c.archive = archive.New(archive.Deps{
+		Store: d.Store, Shelf: d.Shelf, Log: d.Log,
+		Detached: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return c.detached(ctx, c.limits.StoreTimeout)
+		},
+	})
+	return c
 }
 
 // clock is the time as the store keeps it.
@@ -142,42 +154,6 @@ func (c *Controller) detached(ctx context.Context, d time.Duration) (context.Con
 		hearth.Errorf(hearth.DeadlineExceeded, "no answer within %s", d))
 	stop := context.AfterFunc(c.life, cancel)
 	return ctx, func() { stop(); cancel() }
-}
-
-// retryDelay is the pause before the n-th try, n from 1: 20 ms, doubled up to
-// 2 s, and a random half of it more.
-func retryDelay(n int) time.Duration {
-	d := min(20*time.Millisecond<<min(n-1, 10), 2*time.Second)
-	return d + rand.N(d/2)
-}
-
-// retry calls fn until it succeeds, fails for good, ctx ends, or tries are used
-// up. Unavailable and, where a compare-and-swap was lost, Aborted are worth
-// another try.
-func retry(ctx context.Context, tries int, fn func() error) error {
-	for n := 1; ; n++ {
-		err := fn()
-		if err == nil || n >= tries || !passing(err) || !wait(ctx, n) {
-			return err
-		}
-	}
-}
-
-// wait is the pause before another try. False when ctx ended first.
-func wait(ctx context.Context, n int) bool {
-	timer := time.NewTimer(retryDelay(n))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-func passing(err error) bool {
-	kind := hearth.KindOf(err)
-	return kind == hearth.Unavailable || kind == hearth.Aborted
 }
 
 // missing reports whether err says that a row or machine does not exist.
@@ -195,7 +171,7 @@ func (c *Controller) move(ctx context.Context, sb *hearth.Sandbox, to hearth.Sta
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
 	var out *hearth.Sandbox
-	err := retry(ctx, 8, func() (err error) {
+	err := retry.Do(ctx, 8, func() (err error) {
 		var seen *hearth.Sandbox
 		out, err = c.store.UpdateSandbox(ctx, sb.ID, func(s *hearth.Sandbox) error {
 			if s.State == to && s.Generation > sb.Generation {
@@ -222,7 +198,7 @@ func (c *Controller) move(ctx context.Context, sb *hearth.Sandbox, to hearth.Sta
 
 // publish makes a row's new state known to the edge and to the timeouts.
 func (c *Controller) publish(sb *hearth.Sandbox) {
-	c.table.put(c.route(sb))
+	c.table.Put(c.route(sb))
 	switch sb.State {
 	case hearth.Running:
 		c.due.Set(sb)
@@ -272,7 +248,7 @@ func (c *Controller) List(ctx context.Context, f store.SandboxFilter, p store.Pa
 // Count is the number of sandboxes that a filter selects. A team's sandboxes in
 // states that live are counted in memory, however many there are.
 func (c *Controller) Count(ctx context.Context, f store.SandboxFilter) (int, error) {
-	if n, ok := c.table.count(f); ok {
+	if n, ok := c.table.Count(f); ok {
 		return n, nil
 	}
 	return c.store.CountSandboxes(ctx, f)

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"hearth/internal/control/lanes"
+	"hearth/internal/control/retry"
+	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/placement"
@@ -20,13 +23,21 @@ import (
 // over the team's limit or when no node has room, Unavailable when it may work
 // later. After an error nothing of the sandbox is left but a stopped row.
 func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.Sandbox, error) {
-	ref, err := parseTemplate(req.Template)
+	ref, err := wish.ParseRef(req.Template)
 	if err != nil {
 		return nil, err
+	}
+	if ref.IsSnapshot() {
+		return c.createFrom(ctx, req, ref)
 	}
 	end := trace.Begin(ctx, "control.template")
 	t, b, err := c.resolve(ctx, req.Team, ref)
 	end()
+	if missing(err) {
+		if sb, serr := c.createFrom(ctx, req, ref); !missing(serr) {
+			return sb, serr
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -41,15 +52,15 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 		ID: hearth.NewSandboxID(), Team: req.Team, Template: t.ID, Alias: aliasOf(t, ref), Build: b.ID, State: hearth.Creating,
 		Wanted: req.Driver, Driver: cmp.Or(req.Driver, b.Driver),
 		Resources: b.Resources, Network: req.Network, Env: req.Env, Metadata: req.Metadata, Open: req.Open,
-		OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Timeout: req.Timeout,
+		OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Lifecycle: req.Lifecycle, Timeout: req.Timeout,
 		CreatedAt: now, StartedAt: now, EndsAt: now.Add(req.Timeout), Generation: 1, Launch: 1,
 	}
-	if err := c.table.admit(c.route(sb), c.limits.Sandboxes); err != nil {
+	if err := c.table.Admit(c.route(sb), c.limits.Sandboxes); err != nil {
 		return nil, err
 	}
-	unlock, err := c.locks.lock(ctx, sb.ID)
+	unlock, err := c.lanes.Lock(ctx, sb.ID)
 	if err != nil {
-		c.table.remove(sb.ID)
+		c.table.Remove(sb.ID)
 		return nil, err
 	}
 	defer unlock()
@@ -57,7 +68,7 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 	warm, err := c.insert(ctx, sb, b)
 	end()
 	if err != nil {
-		c.table.remove(sb.ID)
+		c.table.Remove(sb.ID)
 		return nil, err
 	}
 	return c.launch(ctx, sb, node.StartRequest{Build: *b, Restore: warm, Token: c.access(sb)})
@@ -72,10 +83,15 @@ func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, b *hearth.B
 	if warm, err = c.warm(ctx, b, sb.Driver); err != nil {
 		return nil, err
 	}
+	return warm, c.enter(ctx, sb)
+}
+
+// enter writes the row of a new sandbox.
+func (c *Controller) enter(ctx context.Context, sb *hearth.Sandbox) error {
 	wctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
 	tries := 0
-	err = retry(wctx, 4, func() error {
+	err := retry.Do(wctx, 4, func() error {
 		err := c.store.CreateSandbox(wctx, sb)
 		if tries++; tries > 1 && err != nil && hearth.KindOf(err) == hearth.AlreadyExists {
 			return nil // an earlier try, whose answer was lost
@@ -83,9 +99,9 @@ func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, b *hearth.B
 		return err
 	})
 	if err != nil {
-		return nil, c.doubt(sb, err) // the row may be there all the same
+		return c.doubt(sb, err) // the row may be there all the same
 	}
-	return warm, nil
+	return nil
 }
 
 // access is the token that the guest daemon is given.
@@ -139,12 +155,12 @@ func (c *Controller) launch(ctx context.Context, sb *hearth.Sandbox, req node.St
 	for {
 		m, err := c.start(ctx, sb, req)
 		if err == nil && ctx.Err() != nil {
-			err = ended(ctx) // nobody would know the sandbox
+			err = lanes.Ended(ctx) // nobody would know the sandbox
 		}
 		if err == nil {
 			return c.begin(ctx, sb, m)
 		}
-		if req.Restore != nil && hearth.KindOf(err) == hearth.FailedPrecondition {
+		if req.Restore != nil && sb.Head == "" && hearth.KindOf(err) == hearth.FailedPrecondition {
 			c.log.Warn("warm snapshot refused, booting instead", "sandbox", sb.ID, "snapshot", req.Restore.ID, "err", err)
 			req.Restore = nil
 			continue
@@ -236,17 +252,17 @@ func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.Sta
 	defer trace.Begin(ctx, "node.start")()
 	for n := 1; ; n++ {
 		m, err := svc.Start(ctx, req)
-		if err == nil || n == 3 || hearth.KindOf(err) != hearth.Unavailable || !wait(ctx, n) {
+		if err == nil || n == 3 || hearth.KindOf(err) != hearth.Unavailable || !retry.Wait(ctx, n) {
 			return m, err
 		}
 	}
 }
 
 // resolve finds what a template reference names and what can be started of it.
-func (c *Controller) resolve(ctx context.Context, team hearth.TeamID, ref templateRef) (*hearth.Template, *hearth.Build, error) {
-	t, b, err := c.store.ResolveTemplate(ctx, team, ref.name)
+func (c *Controller) resolve(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*hearth.Template, *hearth.Build, error) {
+	t, b, err := c.store.ResolveTemplate(ctx, team, ref.Name)
 	if missing(err) {
-		return nil, nil, hearth.Errorf(hearth.NotFound, "template '%s' not found", ref.name)
+		return nil, nil, hearth.Errorf(hearth.NotFound, "template '%s' not found", ref.Name)
 	}
 	if err != nil && hearth.KindOf(err) == hearth.FailedPrecondition && t != nil {
 		return nil, nil, c.unbuilt(ctx, t, ref)
@@ -254,22 +270,22 @@ func (c *Controller) resolve(ctx context.Context, team hearth.TeamID, ref templa
 	if err != nil {
 		return nil, nil, err
 	}
-	if ref.tag != "" {
-		return nil, nil, hearth.Errorf(hearth.NotFound, "tag '%s' does not exist for template '%s'", ref.tag, ref.name)
+	if ref.Tag != "" {
+		return nil, nil, hearth.Errorf(hearth.NotFound, "tag '%s' does not exist for template '%s'", ref.Tag, ref.Name)
 	}
 	return t, b, nil
 }
 
 // unbuilt says why a template without a ready build has none.
-func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref templateRef) error {
+func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref wish.Ref) error {
 	list, err := c.store.ListBuilds(ctx, t.ID)
 	if err != nil {
 		return err
 	}
 	if len(list) > 0 && list[0].Status == hearth.BuildError {
-		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.name, list[0].Reason)
+		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.Name, list[0].Reason)
 	}
-	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.name)
+	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.Name)
 }
 
 // warm is the snapshot that a build's sandboxes start from on a driver, nil if
@@ -288,10 +304,10 @@ func (c *Controller) warm(ctx context.Context, b *hearth.Build, driver string) (
 }
 
 // aliasOf is the name under which a template was asked for: by its ID, its first.
-func aliasOf(t *hearth.Template, ref templateRef) string {
-	_, name, spaced := strings.Cut(ref.name, "/")
+func aliasOf(t *hearth.Template, ref wish.Ref) string {
+	_, name, spaced := strings.Cut(ref.Name, "/")
 	if !spaced {
-		name = ref.name
+		name = ref.Name
 	}
 	for _, a := range t.Aliases {
 		if a == name {

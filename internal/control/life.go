@@ -5,6 +5,9 @@ import (
 	"errors"
 	"time"
 
+	"hearth/internal/control/lanes"
+	"hearth/internal/control/retry"
+	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
 )
 
@@ -16,14 +19,14 @@ func (c *Controller) Kill(ctx context.Context, team hearth.TeamID, id hearth.San
 		return err
 	}
 	switch sb.State {
-	case hearth.Creating, hearth.Pausing, hearth.Resuming:
+	case hearth.Creating, hearth.Pausing, hearth.Resuming, hearth.Reverting:
 		// Cut short what is under way instead of waiting for it. Its flight
 		// cleans up after itself; what is left is stopped below.
 		if err := c.halt(ctx, sb, "killed"); err != nil {
 			c.log.Warn("a step of a killed sandbox could not be cut short", "sandbox", id, "state", sb.State, "err", err)
 		}
 	}
-	_, _, err = c.share(ctx, flightKey{id, "kill"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+	_, _, err = c.lanes.Share(ctx, lanes.Key{ID: id, Op: "kill"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
 		now, err := c.store.Sandbox(ctx, id)
 		if missing(err) || err == nil && now.State == hearth.Stopped {
 			return sb, nil, nil // ended while this call waited for its turn
@@ -47,7 +50,7 @@ func (c *Controller) Pause(ctx context.Context, team hearth.TeamID, id hearth.Sa
 	if sb.State == hearth.Paused || sb.State == hearth.Stopping {
 		return pausable(sb)
 	}
-	_, _, err = c.share(ctx, flightKey{id, "pause"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+	_, _, err = c.lanes.Share(ctx, lanes.Key{ID: id, Op: "pause"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
 		sb, err := c.row(ctx, team, id)
 		if err != nil {
 			return nil, nil, err
@@ -108,7 +111,7 @@ func (c *Controller) Connect(ctx context.Context, team hearth.TeamID, id hearth.
 				return sb, err == nil, err
 			}
 		default: // wait until the call that is changing it has ended
-			unlock, err := c.locks.lock(ctx, id)
+			unlock, err := c.lanes.Lock(ctx, id)
 			if err != nil {
 				return nil, false, err
 			}
@@ -124,7 +127,7 @@ func (c *Controller) resume(ctx context.Context, team hearth.TeamID, id hearth.S
 	if err := c.checkTimeout(timeout); err != nil {
 		return nil, err
 	}
-	sb, joined, err := c.share(ctx, flightKey{id, "resume"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+	sb, joined, err := c.lanes.Share(ctx, lanes.Key{ID: id, Op: "resume"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
 		sb, err := c.row(ctx, team, id)
 		if err != nil {
 			return nil, nil, err
@@ -194,7 +197,7 @@ func (c *Controller) later(d time.Duration) func(*hearth.Sandbox, time.Time) tim
 // the sandbox is not running.
 func (c *Controller) reschedule(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, ends func(*hearth.Sandbox, time.Time) time.Time) (*hearth.Sandbox, error) {
 	var out *hearth.Sandbox
-	err := retry(ctx, 4, func() (err error) {
+	err := retry.Do(ctx, 4, func() (err error) {
 		var same *hearth.Sandbox
 		out, err = c.store.UpdateSandbox(ctx, id, func(s *hearth.Sandbox) error {
 			if s.Team != team || s.State == hearth.Stopped {
@@ -229,10 +232,10 @@ func (c *Controller) reschedule(ctx context.Context, team hearth.TeamID, id hear
 // SetNetwork replaces a running sandbox's traffic policy; the new one is in
 // force when it returns. FailedPrecondition when it is not running.
 func (c *Controller) SetNetwork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, n hearth.Network) error {
-	if err := checkNetwork(n); err != nil {
+	if err := wish.CheckNetwork(n); err != nil {
 		return err
 	}
-	unlock, err := c.locks.lock(ctx, id)
+	unlock, err := c.lanes.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -250,12 +253,12 @@ func (c *Controller) SetNetwork(ctx context.Context, team hearth.TeamID, id hear
 	}
 	nctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
-	if err := retry(nctx, 3, func() error { return svc.Update(nctx, id, n) }); err != nil {
+	if err := retry.Do(nctx, 3, func() error { return svc.Update(nctx, id, n) }); err != nil {
 		c.restore(nctx, sb) // some of it may be in force
 		return err
 	}
 	var out *hearth.Sandbox
-	err = retry(nctx, 4, func() (err error) {
+	err = retry.Do(nctx, 4, func() (err error) {
 		out, err = c.store.UpdateSandbox(nctx, id, func(s *hearth.Sandbox) error { s.Network = n; return nil })
 		return err
 	})

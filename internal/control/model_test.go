@@ -33,6 +33,7 @@ func actions() *rapid.Generator[action] {
 	return rapid.Custom(func(t *rapid.T) action {
 		return action{
 			what: rapid.SampledFrom([]string{"create", "create", "create paused on timeout", "pause", "pause", "connect", "connect",
+				"snapshot", "snapshot", "fork", "rollback", "rollback", "delete snapshot", "create from snapshot",
 				"kill", "timeout", "extend", "network", "die", "lose", "restart", "wait", "busy", "well"}).Draw(t, "what"),
 			who:   rapid.IntRange(0, 5).Draw(t, "who"),
 			secs:  rapid.IntRange(1, 120).Draw(t, "secs"),
@@ -115,6 +116,16 @@ func act(ctx context.Context, w *world, p *process, a action) {
 		if err == nil && sb.State != hearth.Running {
 			err = fmt.Errorf("connect returned a sandbox that is %s", sb.State)
 		}
+	case "snapshot":
+		_, err = p.Snapshot(ctx, "t1", id, control.SnapshotRequest{Alias: []string{"", "golden"}[a.secs%2]})
+	case "fork":
+		_, err = p.Fork(ctx, "t1", id, d, 1+a.secs%2)
+	case "rollback":
+		_, err = p.Rollback(ctx, "t1", id, snapshotOf(ctx, w, a.secs))
+	case "create from snapshot":
+		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: snapshotOf(ctx, w, a.secs), Timeout: d})
+	case "delete snapshot":
+		err = p.DeleteSnapshot(ctx, "t1", snapshotOf(ctx, w, a.secs))
 	case "kill":
 		err = p.Kill(ctx, "t1", id)
 	case "timeout":
@@ -132,7 +143,7 @@ func act(ctx context.Context, w *world, p *process, a action) {
 		}
 		w.mu.Unlock()
 	case "busy":
-		op := []string{"start", "pause", "stop", "list"}[a.who%4]
+		op := []string{"start", "pause", "stop", "list", "snapshot"}[a.who%5]
 		kind := []hearth.Kind{hearth.Unavailable, hearth.Internal, hearth.ResourceExhausted, hearth.FailedPrecondition}[a.secs%4]
 		w.mu.Lock()
 		w.refuse[op] = hearth.Errorf(kind, "the node is not well")
@@ -149,4 +160,13 @@ func act(ctx context.Context, w *world, p *process, a action) {
 		w.bad("%v: %v", a, err)
 		w.mu.Unlock()
 	}
+}
+
+// snapshotOf chooses one of the snapshots there are.
+func snapshotOf(ctx context.Context, w *world, n int) string {
+	list, _, _ := w.store.FindSnapshots(ctx, store.SnapshotFilter{Team: "t1"}, store.Page{})
+	if len(list) == 0 {
+		return string(hearth.NewSnapshotID())
+	}
+	return string(list[n%len(list)].ID)
 }

@@ -15,7 +15,7 @@ const settlers = 16
 
 // unsettled are the states of rows that own something.
 func unsettled() []hearth.State {
-	return []hearth.State{hearth.Creating, hearth.Running, hearth.Pausing, hearth.Paused, hearth.Resuming, hearth.Stopping}
+	return []hearth.State{hearth.Creating, hearth.Running, hearth.Pausing, hearth.Paused, hearth.Resuming, hearth.Reverting, hearth.Stopping}
 }
 
 // Reconcile makes rows and machines agree: every row that a crash left in
@@ -52,6 +52,9 @@ func (c *Controller) Reconcile(ctx context.Context) error {
 		}
 	}
 	each(strays, func(s stray) { c.stopStray(ctx, s) })
+	if err := c.archive.Sweep(ctx, hearth.SnapshotDropped, hearth.SnapshotGone); err != nil && ctx.Err() == nil {
+		c.log.Warn("dropped snapshots are not removed yet", "err", err)
+	}
 	return ctx.Err()
 }
 
@@ -60,7 +63,7 @@ func (c *Controller) admitKnown(sb *hearth.Sandbox) {
 	if _, routed := c.Route(sb.ID); !routed {
 		c.publish(sb)
 	}
-	c.unclear.add(sb.ID)
+	c.unclear.Add(sb.ID)
 }
 
 // stray is a machine that may have no row.
@@ -122,7 +125,7 @@ func (c *Controller) survey(ctx context.Context) sighting {
 // settleLater settles a sandbox, and notes it for another try if that fails.
 func (c *Controller) settleLater(ctx context.Context, id hearth.SandboxID, seen sighting) {
 	if err := c.settle(ctx, id, seen); err != nil && ctx.Err() == nil {
-		c.unclear.add(id)
+		c.unclear.Add(id)
 		c.log.Warn("sandbox is not settled yet", "sandbox", id, "err", err)
 	}
 }
@@ -130,14 +133,14 @@ func (c *Controller) settleLater(ctx context.Context, id hearth.SandboxID, seen 
 // settle brings a sandbox whose last step has an unknown end to a state that
 // holds, by what its node says. seen saves asking the node and may be nil.
 func (c *Controller) settle(ctx context.Context, id hearth.SandboxID, seen sighting) error {
-	unlock, err := c.locks.lock(ctx, id)
+	unlock, err := c.lanes.Lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	sb, err := c.store.Sandbox(ctx, id)
 	if missing(err) {
-		c.table.remove(id)
+		c.table.Remove(id)
 		c.due.Drop(id)
 		return nil
 	}
@@ -165,6 +168,8 @@ func (c *Controller) settle(ctx context.Context, id hearth.SandboxID, seen sight
 		err = c.settlePaused(ctx, sb)
 	case hearth.Resuming:
 		err = c.settleResuming(ctx, sb, m)
+	case hearth.Reverting:
+		err = c.settleReverting(ctx, sb)
 	case hearth.Stopping:
 		_, err = c.stop(ctx, sb, sb.StopReason, nil)
 	case hearth.Stopped:
@@ -215,7 +220,7 @@ func (c *Controller) stopStray(ctx context.Context, s stray) {
 	if s.id.OfBuild() {
 		return
 	}
-	unlock, err := c.locks.lock(ctx, s.id)
+	unlock, err := c.lanes.Lock(ctx, s.id)
 	if err != nil {
 		return
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // CreateRequest is everything a caller may ask of a new sandbox. Template is an
-// ID or a name; the zero value of every other field but Team is a valid choice.
+// ID or a name, also of a snapshot; the zero value of every other field but Team is a valid choice.
 type CreateRequest struct {
 	Team       hearth.TeamID
 	Template   string
@@ -19,4 +19,5 @@ type CreateRequest struct {
 	Env        map[string]string
 	Metadata   map[string]string
 	Network    hearth.Network
+	Lifecycle  hearth.Lifecycle
 }

@@ -28,7 +28,7 @@ func (c *Controller) restart(ctx context.Context, sb *hearth.Sandbox, timeout ti
 	}
 	coming := c.route(sb)
 	coming.State = hearth.Resuming
-	if err := c.table.admit(coming, c.limits.Sandboxes); err != nil {
+	if err := c.table.Admit(coming, c.limits.Sandboxes); err != nil {
 		return nil, err
 	}
 	now, was := c.clock(), sb.EndsAt

@@ -3,10 +3,11 @@ package control
 import (
 	"context"
 	"errors"
-	"maps"
 	"sync"
 	"time"
 
+	"hearth/internal/control/lanes"
+	"hearth/internal/control/retry"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 )
@@ -25,39 +26,14 @@ const (
 // gates bound how much of each is done at once, and count pauses that failed.
 type gates struct {
 	kills, pauses, settles chan struct{}
-	failed                 *counts
+	failed                 *lanes.Counts
 }
 
 func newGates() gates {
 	return gates{
 		make(chan struct{}, killsAtOnce), make(chan struct{}, pausesAtOnce), make(chan struct{}, settlers),
-		&counts{of: map[hearth.SandboxID]int{}},
+		&lanes.Counts{},
 	}
-}
-
-type counts struct {
-	mu sync.Mutex
-	of map[hearth.SandboxID]int
-}
-
-func (c *counts) up(id hearth.SandboxID) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.of[id]++
-	return c.of[id]
-}
-
-func (c *counts) clear(id hearth.SandboxID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.of, id)
-}
-
-// keep forgets all but what still lives.
-func (c *counts) keep(lives func(hearth.SandboxID) bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	maps.DeleteFunc(c.of, func(id hearth.SandboxID, _ int) bool { return !lives(id) })
 }
 
 // Run enforces timeouts, follows the nodes' events, samples usage and settles
@@ -121,7 +97,7 @@ func (c *Controller) expire(ctx context.Context, id hearth.SandboxID) {
 	case <-ctx.Done():
 		return
 	}
-	_, _, err = c.share(ctx, flightKey{id, "expire"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+	_, _, err = c.lanes.Share(ctx, lanes.Key{ID: id, Op: "expire"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
 		sb, err := c.expireNow(ctx, id)
 		return sb, nil, err
 	})
@@ -162,7 +138,7 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 	}
 	paused, err := c.pause(ctx, sb, due)
 	if err == nil || errors.Is(err, errLater) {
-		c.gates.failed.clear(id)
+		c.gates.failed.Clear(id)
 		return paused, err
 	}
 	return c.cannotPause(ctx, id, err)
@@ -173,16 +149,16 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 func (c *Controller) cannotPause(ctx context.Context, id hearth.SandboxID, cause error) (*hearth.Sandbox, error) {
 	sb, err := c.store.Sandbox(ctx, id)
 	if err != nil || sb.State != hearth.Running {
-		c.gates.failed.clear(id)
+		c.gates.failed.Clear(id)
 		return sb, err
 	}
 	kind := hearth.KindOf(cause)
 	hopeless := kind == hearth.Unimplemented || kind == hearth.FailedPrecondition
-	if n := c.gates.failed.up(id); n < pauseTries && !hopeless {
+	if n := c.gates.failed.Up(id); n < pauseTries && !hopeless {
 		c.log.Warn("sandbox could not be paused at its timeout", "sandbox", id, "try", n, "err", cause)
 		return sb, nil // its end was put off by pauseRetry
 	}
-	c.gates.failed.clear(id)
+	c.gates.failed.Clear(id)
 	return c.stop(ctx, sb, "its timeout was reached and it could not be paused: "+shown(cause), nil)
 }
 
@@ -198,7 +174,7 @@ func (c *Controller) tidy(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for _, id := range c.unclear.take() {
+		for _, id := range c.unclear.Take() {
 			c.work.Go(func() {
 				c.gates.settles <- struct{}{}
 				defer func() { <-c.gates.settles }()
@@ -210,9 +186,13 @@ func (c *Controller) tidy(ctx context.Context) {
 		for _, id := range missed {
 			c.due.Note(id, now)
 		}
+		due := []hearth.SnapshotStatus{hearth.SnapshotDropped}
 		if err == nil && now.Sub(purged) >= purgeEvery {
-			purged = now
+			purged, due = now, append(due, hearth.SnapshotGone)
 			err = c.store.PurgeSandboxes(ctx, now.Add(-c.limits.Retention))
+		}
+		if err == nil {
+			err = c.archive.Sweep(ctx, due...)
 		}
 		if err != nil && ctx.Err() == nil {
 			c.log.Warn("the store could not be tidied", "err", err)
@@ -257,7 +237,7 @@ func (c *Controller) listen(ctx context.Context, id hearth.NodeID) {
 			}
 			lost = true
 		}
-		if !wait(ctx, n) {
+		if !retry.Wait(ctx, n) {
 			return
 		}
 	}
@@ -297,13 +277,13 @@ func (c *Controller) recount(ctx context.Context, id hearth.NodeID) {
 func (c *Controller) died(ctx context.Context, at hearth.NodeID, ev node.Event) {
 	err := c.bury(ctx, at, ev)
 	if err != nil && !missing(err) && ctx.Err() == nil {
-		c.unclear.add(ev.ID)
+		c.unclear.Add(ev.ID)
 		c.log.Warn("a dead machine's sandbox is not stopped yet", "sandbox", ev.ID, "err", err)
 	}
 }
 
 func (c *Controller) bury(ctx context.Context, at hearth.NodeID, ev node.Event) error {
-	unlock, err := c.locks.lock(ctx, ev.ID)
+	unlock, err := c.lanes.Lock(ctx, ev.ID)
 	if err != nil {
 		return err
 	}

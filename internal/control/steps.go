@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"hearth/internal/control/retry"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 )
@@ -51,7 +52,7 @@ func (c *Controller) stop(ctx context.Context, sb *hearth.Sandbox, reason string
 // that it did not begin.
 func (c *Controller) doubt(sb *hearth.Sandbox, err error) error {
 	if !errors.Is(err, errLater) {
-		c.unclear.add(sb.ID)
+		c.unclear.Add(sb.ID)
 	}
 	return err
 }
@@ -64,10 +65,17 @@ func (c *Controller) clear(ctx context.Context, sb *hearth.Sandbox) (*hearth.San
 	if err := c.dropFiles(ctx, sb.Snapshot); err != nil {
 		return nil, err
 	}
-	return c.move(ctx, sb, hearth.Stopped, func(s *hearth.Sandbox) error {
+	if err := c.dropSteps(ctx, sb); err != nil {
+		return nil, err
+	}
+	stopped, err := c.move(ctx, sb, hearth.Stopped, func(s *hearth.Sandbox) error {
 		s.Node, s.Snapshot = "", ""
 		return nil
 	})
+	if err == nil {
+		c.archive.Tidy(ctx, sb.Head) // it may have been the last to come after it
+	}
+	return stopped, err
 }
 
 // halt ends the sandbox's machine if it has one.
@@ -84,24 +92,27 @@ func (c *Controller) halt(ctx context.Context, sb *hearth.Sandbox, reason string
 	}
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
-	return retry(ctx, 4, func() error { return svc.Stop(ctx, sb.ID, reason) })
+	return retry.Do(ctx, 4, func() error { return svc.Stop(ctx, sb.ID, reason) })
 }
 
-// dropFiles removes a snapshot, files before row, so that none is forgotten.
+// dropFiles removes a snapshot that was a sandbox's alone, files before row, so
+// that none is forgotten. While forks start from it that waits.
 func (c *Controller) dropFiles(ctx context.Context, id hearth.SnapshotID) error {
 	if id == "" {
 		return nil
 	}
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
-	if err := retry(ctx, 4, func() error { return c.shelf.Remove(ctx, id) }); err != nil {
+	snap, err := c.store.Snapshot(ctx, id)
+	switch {
+	case err == nil && snap.Kind != hearth.OwnedSnapshot:
+		return nil // a sandbox was only taken back to it
+	case err == nil && c.archive.Held(id):
+		return c.archive.Drop(ctx, id)
+	case err != nil && !missing(err):
 		return err
 	}
-	err := retry(ctx, 4, func() error { return c.store.DeleteSnapshot(ctx, id) })
-	if missing(err) {
-		return nil
-	}
-	return err
+	return c.archive.Erase(ctx, id)
 }
 
 // forget removes the snapshot that a running sandbox was resumed from.
@@ -110,7 +121,7 @@ func (c *Controller) forget(ctx context.Context, sb *hearth.Sandbox) {
 		return
 	}
 	if err := c.unshelve(ctx, sb); err != nil {
-		c.unclear.add(sb.ID)
+		c.unclear.Add(sb.ID)
 		c.log.Warn("a used snapshot is not removed yet", "sandbox", sb.ID, "snapshot", sb.Snapshot, "err", err)
 	}
 }
@@ -121,7 +132,7 @@ func (c *Controller) unshelve(ctx context.Context, sb *hearth.Sandbox) error {
 	}
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
-	return retry(ctx, 4, func() error {
+	return retry.Do(ctx, 4, func() error {
 		_, err := c.store.UpdateSandbox(ctx, sb.ID, func(s *hearth.Sandbox) error {
 			if s.Snapshot == sb.Snapshot {
 				s.Snapshot = ""
@@ -181,7 +192,7 @@ func (c *Controller) checkpoint(ctx context.Context, sb *hearth.Sandbox) (snap *
 	defer cancel()
 	for n := 1; ; n++ {
 		snap, err = svc.Pause(ctx, sb.ID, node.PauseRequest{Into: sb.Snapshot})
-		if err == nil || n == 4 || hearth.KindOf(err) != hearth.Unavailable || !wait(ctx, n) {
+		if err == nil || n == 4 || hearth.KindOf(err) != hearth.Unavailable || !retry.Wait(ctx, n) {
 			return snap, err
 		}
 	}
@@ -191,7 +202,7 @@ func (c *Controller) checkpoint(ctx context.Context, sb *hearth.Sandbox) (snap *
 func (c *Controller) shelve(ctx context.Context, snap *hearth.Snapshot) error {
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
-	err := retry(ctx, 8, func() error { return c.store.CreateSnapshot(ctx, snap) })
+	err := retry.Do(ctx, 8, func() error { return c.store.CreateSnapshot(ctx, snap) })
 	if err != nil && hearth.KindOf(err) == hearth.AlreadyExists {
 		return nil
 	}
@@ -205,7 +216,7 @@ func (c *Controller) unpause(ctx context.Context, sb *hearth.Sandbox, cause erro
 	switch {
 	case err != nil || m != nil && m.State != hearth.Running || hearth.KindOf(cause) == hearth.Unavailable:
 		// The pause may still be going on.
-		c.unclear.add(sb.ID)
+		c.unclear.Add(sb.ID)
 		return cause
 	case m == nil:
 		if _, err := c.stop(ctx, sb, "its machine ended while it was being paused", nil); err != nil {
@@ -214,7 +225,7 @@ func (c *Controller) unpause(ctx context.Context, sb *hearth.Sandbox, cause erro
 		return cause
 	}
 	if err := c.dropFiles(ctx, sb.Snapshot); err != nil {
-		c.unclear.add(sb.ID)
+		c.unclear.Add(sb.ID)
 		return cause
 	}
 	now := c.clock()
@@ -226,7 +237,7 @@ func (c *Controller) unpause(ctx context.Context, sb *hearth.Sandbox, cause erro
 		return nil
 	})
 	if err != nil {
-		c.unclear.add(sb.ID)
+		c.unclear.Add(sb.ID)
 	}
 	return cause
 }
@@ -258,7 +269,7 @@ func (c *Controller) instances(ctx context.Context, id hearth.NodeID) (map[heart
 	ctx, cancel := c.detached(ctx, c.limits.StoreTimeout)
 	defer cancel()
 	var list []*node.Instance
-	err = retry(ctx, 3, func() (err error) {
+	err = retry.Do(ctx, 3, func() (err error) {
 		list, err = svc.List(ctx)
 		return err
 	})

@@ -126,13 +126,16 @@ func (h host) Start(ctx context.Context, req node.StartRequest) (*node.Instance,
 	} else if m != nil && m.Generation > s.Launch || w.over[s.ID] >= s.Launch {
 		return nil, hearth.Errorf(hearth.Aborted, "generation %d is over", s.Launch)
 	}
+	if req.Revert && w.machines[h.id][s.ID] == nil {
+		return nil, hearth.Errorf(hearth.NotFound, "no such sandbox")
+	}
 	for id, machines := range w.machines {
-		if m := machines[s.ID]; m != nil {
+		if m := machines[s.ID]; m != nil && !req.Revert {
 			w.bad("%s is started on %s with generation %d while %s has it with %d", s.ID, h.id, s.Launch, id, m.Generation)
 		}
 	}
 	if r := req.Restore; r != nil {
-		if owner, ok := w.files[r.ID]; !ok || owner != "" && owner != s.ID {
+		if owner, ok := w.files[r.ID]; !ok || owner != r.Sandbox && owner != s.ID {
 			return nil, hearth.Errorf(hearth.FailedPrecondition, "snapshot %s is not there", r.ID)
 		}
 	}
@@ -172,6 +175,22 @@ func (h host) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRequ
 		delete(w.machines[h.id], id)
 	}
 	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: driver, Memory: true, Created: time.Now()}, nil
+}
+
+func (h host) Snapshot(ctx context.Context, id hearth.SandboxID, req node.SnapshotRequest) (*hearth.Snapshot, error) {
+	if err := h.enter(ctx, "snapshot"); err != nil {
+		return nil, err
+	}
+	w := h.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.machines[h.id][id]
+	if m == nil {
+		return nil, hearth.Errorf(hearth.NotFound, "no such sandbox")
+	}
+	w.files[req.Into] = id
+	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: "fake", Memory: true, Created: time.Now(), Sandbox: id,
+		Files: []hearth.File{{Name: "memory", Bytes: 1000}}}, nil
 }
 
 func (h host) Stop(ctx context.Context, id hearth.SandboxID, _ string) error {
@@ -420,6 +439,11 @@ func (n faultyNode) Pause(ctx context.Context, id hearth.SandboxID, req node.Pau
 	return s, err
 }
 
+func (n faultyNode) Snapshot(ctx context.Context, id hearth.SandboxID, req node.SnapshotRequest) (s *hearth.Snapshot, err error) {
+	err = n.p.through(func() error { s, err = n.host.Snapshot(ctx, id, req); return err })
+	return s, err
+}
+
 func (n faultyNode) Stop(ctx context.Context, id hearth.SandboxID, reason string) error {
 	return n.p.through(func() error { return n.host.Stop(ctx, id, reason) })
 }
@@ -472,6 +496,9 @@ func (f *faultyStore) check(before, after *hearth.Sandbox) {
 	if before.State != after.State && !before.State.CanBecome(after.State) {
 		f.p.w.bad("%s became %s from %s", after.ID, after.State, before.State)
 	}
+	if before.State == hearth.Reverting && after.Launch < before.Launch {
+		before.Launch = after.Launch // back to the machine it had
+	}
 	if after.Generation != before.Generation+1 || after.Launch < before.Launch || after.Launch > after.Generation {
 		f.p.w.bad("%s: generation %d after %d, launch %d after %d", after.ID, after.Generation, before.Generation, after.Launch, before.Launch)
 	}
@@ -490,6 +517,16 @@ func (f *faultyStore) CreateSnapshot(ctx context.Context, s *hearth.Snapshot) er
 func (f *faultyStore) Snapshot(ctx context.Context, id hearth.SnapshotID) (s *hearth.Snapshot, err error) {
 	err = f.p.through(func() error { s, err = f.Store.Snapshot(ctx, id); return err })
 	return s, err
+}
+
+func (f *faultyStore) UpdateSnapshot(ctx context.Context, id hearth.SnapshotID, change func(*hearth.Snapshot) error) (s *hearth.Snapshot, err error) {
+	err = f.p.through(func() error { s, err = f.Store.UpdateSnapshot(ctx, id, change); return err })
+	return s, err
+}
+
+func (f *faultyStore) SnapshotUses(ctx context.Context, id hearth.SnapshotID) (u store.SnapshotUses, err error) {
+	err = f.p.through(func() error { u, err = f.Store.SnapshotUses(ctx, id); return err })
+	return u, err
 }
 
 func (f *faultyStore) DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error {
@@ -556,8 +593,20 @@ func (w *world) audit(p *process) []string {
 		w.bad("%v", err)
 	}
 	for _, s := range snaps {
-		if !used[s.ID] {
-			w.bad("the row of snapshot %s is left", s.ID)
+		_, there := w.files[s.ID]
+		switch {
+		case used[s.ID]:
+		case s.Kind != hearth.OwnedSnapshot && s.Kind != hearth.ForkSnapshot && s.Status == hearth.SnapshotReady:
+			used[s.ID] = true
+			if !there || s.Sandbox == "" || s.Team == "" || len(s.Files) == 0 {
+				w.bad("snapshot %+v is offered; it has files: %t", s, there)
+			}
+		case s.Status == hearth.SnapshotGone:
+			if u, err := w.store.SnapshotUses(ctx, s.ID); err != nil || u.Heirs == 0 {
+				w.bad("the row of snapshot %s is left, and nothing comes after it", s.ID)
+			}
+		default:
+			w.bad("the row of snapshot %s is left: %+v", s.ID, s)
 		}
 	}
 	for id := range w.files {

@@ -59,6 +59,11 @@ type InitRequest struct {
 	User       string            `json:"user"`    // default user
 	Workdir    string            `json:"workdir"` // default directory; empty: home
 	DNS        []string          `json:"dns"`     // written to /etc/resolv.conf
+
+	// GoesOn says that this machine is the one that was quiesced, not one that was
+	// started from its checkpoint: its connections live, and requests that Hold
+	// kept waiting are served. Otherwise both have lost their other end.
+	GoesOn bool `json:"goes_on"`
 }
 
 // QuiesceRequest is the JSON body of POST /quiesce.
@@ -66,4 +71,8 @@ type QuiesceRequest struct {
 	// Forget drops control secret, token, environment and identity, so that the
 	// checkpoint can be the start of many sandboxes (a template's warm snapshot).
 	Forget bool `json:"forget"`
+
+	// Hold lets users' requests wait for Init instead of refusing them: the
+	// sandbox goes on in a moment.
+	Hold bool `json:"hold"`
 }

@@ -10,13 +10,14 @@ type State string
 
 // The states of a sandbox.
 const (
-	Creating State = "creating"
-	Running  State = "running"
-	Pausing  State = "pausing"
-	Paused   State = "paused"
-	Resuming State = "resuming"
-	Stopping State = "stopping"
-	Stopped  State = "stopped"
+	Creating  State = "creating"
+	Running   State = "running" // also while a snapshot of it is taken
+	Pausing   State = "pausing"
+	Paused    State = "paused"
+	Resuming  State = "resuming"
+	Reverting State = "reverting" // an earlier snapshot of its own takes the machine's place
+	Stopping  State = "stopping"
+	Stopped   State = "stopped"
 )
 
 // CanBecome reports whether the state machine has an edge from s to t.
@@ -26,13 +27,15 @@ func (s State) CanBecome(t State) bool {
 	case Creating:
 		return t == Running || t == Stopping || t == Stopped
 	case Running:
-		return t == Pausing || t == Stopping || t == Stopped
+		return t == Pausing || t == Reverting || t == Stopping || t == Stopped
 	case Pausing: // back to Running when the checkpoint fails and the machine thaws
 		return t == Paused || t == Running || t == Stopping || t == Stopped
 	case Paused:
 		return t == Resuming || t == Stopping
 	case Resuming: // back to Paused when the restore fails
 		return t == Running || t == Paused || t == Stopping || t == Stopped
+	case Reverting: // to Running also when the restore fails and the old machine goes on
+		return t == Running || t == Stopping || t == Stopped
 	case Stopping:
 		return t == Stopped
 	}
@@ -90,6 +93,19 @@ type Network struct {
 	MaskRequestHost string   `json:"mask_request_host,omitempty"` // Host header seen by the guest; empty keeps the client's
 }
 
+// Lifecycle is what a sandbox keeps of itself and when, beyond E2B's wishes.
+type Lifecycle struct {
+	PauseFiles bool          `json:"pause_files,omitempty"` // a pause that nobody asked for keeps files alone, no memory
+	Idle       time.Duration `json:"idle,omitempty"`        // without use for so long it is paused; 0: never
+	History    History       `json:"history,omitzero"`
+}
+
+// History says which of a sandbox's steps are kept as snapshots. The zero value
+// keeps none.
+type History struct {
+	Bytes int64 `json:"bytes,omitempty"` // that all of them together may take on disk; 0: no history
+}
+
 // Sandbox is one isolated machine, running or paused.
 type Sandbox struct {
 	ID         SandboxID
@@ -98,7 +114,7 @@ type Sandbox struct {
 	Alias      string // the name under which the template was asked for
 	Build      BuildID
 	Node       NodeID     // empty unless a machine exists
-	Snapshot   SnapshotID // set from Pausing until its files are gone after a resume or a kill
+	Snapshot   SnapshotID // set from Pausing until its files are gone after a resume or a kill; what it reverts to, while Reverting
 	Wanted     string     // driver that was asked for; empty: none in particular
 	Driver     string     // driver of its machine and snapshot; set with Node
 	Isolation  Isolation  // what that driver gave it; set when it first runs
@@ -108,9 +124,11 @@ type Sandbox struct {
 	Network    Network
 	Env        map[string]string
 	Metadata   map[string]string
-	Open       bool // created without "secure": the guest daemon asks for no token
+	Open       bool       // created without "secure": the guest daemon asks for no token
+	Head       SnapshotID // newest snapshot that its state comes from, of its own line; empty before the first
 	OnTimeout  TimeoutAction
 	AutoResume bool
+	Lifecycle  Lifecycle
 	Timeout    time.Duration // as asked for at create
 	CreatedAt  time.Time
 	StartedAt  time.Time
@@ -161,6 +179,28 @@ type Build struct {
 	FinishedAt time.Time
 }
 
+// SnapshotKind says why a snapshot is kept, and with that for how long.
+type SnapshotKind string
+
+// The kinds of snapshots.
+const (
+	OwnedSnapshot SnapshotKind = ""     // a build's warm one, or what a paused sandbox is: goes with its owner
+	KeptSnapshot  SnapshotKind = "kept" // somebody asked for it: stays until somebody deletes it
+	StepSnapshot  SnapshotKind = "step" // a step of a sandbox's history: goes by its rule, and with the sandbox
+	ForkSnapshot  SnapshotKind = "fork" // the start of forks: goes when they have started
+)
+
+// SnapshotStatus says what can be done with a snapshot.
+type SnapshotStatus string
+
+// The statuses of snapshots.
+const (
+	SnapshotReady   SnapshotStatus = ""        // whole: sandboxes can be started from it
+	SnapshotTaking  SnapshotStatus = "taking"  // the node writes it, or died over it
+	SnapshotDropped SnapshotStatus = "dropped" // deleted; its files stay while somebody needs them
+	SnapshotGone    SnapshotStatus = "gone"    // without files: only what came after it is left
+)
+
 // Snapshot is a frozen sandbox.
 type Snapshot struct {
 	ID      SnapshotID
@@ -172,6 +212,17 @@ type Snapshot struct {
 	Memory  bool       // false: disk only, resume boots
 	Files   []File
 	Created time.Time
+
+	// What follows is empty for a build's warm snapshot.
+	Sandbox   SandboxID // it was taken of, whose secrets are in it
+	Team      TeamID
+	Template  TemplateID
+	Alias     string // with Tag its name in the team; empty: it has none
+	Tag       string
+	Kind      SnapshotKind
+	Status    SnapshotStatus
+	After     SnapshotID // the one before it in its sandbox's line, through forks; empty for the first
+	Resources Resources  // of the machine, and of every machine restored from it
 }
 
 // File is one file of a snapshot, kept as a blob.

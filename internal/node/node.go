@@ -11,34 +11,10 @@ import (
 	"hearth/internal/hearth"
 )
 
-// Service is one host's sandboxes. Start, Pause, Stop and Update are
-// idempotent by sandbox ID and generation, so that a caller may retry after an
-// Unavailable error. One sandbox never has two machines.
+// Service is one host: its sandboxes, and what it has for them.
 type Service interface {
-	// Start returns when the sandbox's guest daemon has answered Init. The
-	// generation is the sandbox's Launch, or its Generation where that is not
-	// set. A greater one replaces the machine of a smaller one; a smaller one, or
-	// one that was stopped meanwhile, is refused with Aborted. ResourceExhausted:
-	// too many starts wait, try again later.
-	Start(ctx context.Context, req StartRequest) (*Instance, error)
+	Sandboxes
 
-	// Pause freezes, checkpoints and closes the machine. When the checkpoint
-	// fails the machine runs on and the error says why. The same Into again
-	// returns the same snapshot, also after a crash: a caller that does not know
-	// how a pause ended asks again, and gets it, or NotFound.
-	Pause(ctx context.Context, id hearth.SandboxID, req PauseRequest) (*hearth.Snapshot, error)
-
-	// Stop kills the machine. Stopping what is not there is not an error.
-	Stop(ctx context.Context, id hearth.SandboxID, reason string) error
-
-	// Update changes the traffic policy; it is in force when Update returns.
-	Update(ctx context.Context, id hearth.SandboxID, network hearth.Network) error
-
-	// Dial connects to a TCP port inside a sandbox on this host, be it bound to
-	// all addresses of the guest or to its loopback alone.
-	Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error)
-
-	Usage(ctx context.Context, id hearth.SandboxID) (Usage, error)
 	Status(ctx context.Context) (*hearth.NodeStatus, error)
 	List(ctx context.Context) ([]*Instance, error)
 
@@ -53,6 +29,40 @@ type Service interface {
 	Events(ctx context.Context) iter.Seq2[Event, error]
 }
 
+// Sandboxes is one host's sandboxes. Start, Pause, Snapshot, Stop and Update are
+// idempotent by sandbox ID and generation, so that a caller may retry after an
+// Unavailable error. One sandbox never has two machines.
+type Sandboxes interface {
+	// Start returns when the sandbox's guest daemon has answered Init. The
+	// generation is the sandbox's Launch, or its Generation where that is not
+	// set. A greater one replaces the machine of a smaller one; a smaller one, or
+	// one that was stopped meanwhile, is refused with Aborted. ResourceExhausted:
+	// too many starts wait, try again later.
+	Start(ctx context.Context, req StartRequest) (*Instance, error)
+
+	// Pause freezes, checkpoints and closes the machine. When the checkpoint
+	// fails the machine runs on and the error says why. The same Into again
+	// returns the same snapshot, also after a crash: a caller that does not know
+	// how a pause ended asks again, and gets it, or NotFound.
+	Pause(ctx context.Context, id hearth.SandboxID, req PauseRequest) (*hearth.Snapshot, error)
+
+	// Snapshot freezes and checkpoints the machine, which then goes on as if
+	// nothing had happened: connections wait meanwhile. Into as in Pause.
+	Snapshot(ctx context.Context, id hearth.SandboxID, req SnapshotRequest) (*hearth.Snapshot, error)
+
+	// Stop kills the machine. Stopping what is not there is not an error.
+	Stop(ctx context.Context, id hearth.SandboxID, reason string) error
+
+	// Update changes the traffic policy; it is in force when Update returns.
+	Update(ctx context.Context, id hearth.SandboxID, network hearth.Network) error
+
+	// Dial connects to a TCP port inside a sandbox on this host, be it bound to
+	// all addresses of the guest or to its loopback alone.
+	Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error)
+
+	Usage(ctx context.Context, id hearth.SandboxID) (Usage, error)
+}
+
 // StartRequest is everything a node needs to run a sandbox.
 type StartRequest struct {
 	Sandbox hearth.Sandbox
@@ -60,12 +70,22 @@ type StartRequest struct {
 	Restore *hearth.Snapshot // nil boots from the build's layers and runs its commands
 	Driver  string           // boots the machine; empty: the node's choice. A restore takes its snapshot's
 	Token   string           // guest access token; empty leaves the daemon open
+
+	// Revert says that the sandbox runs here, and that its machine goes on when
+	// the new one does not start: it is kept frozen until then. NotFound when it
+	// does not run here.
+	Revert bool
 }
 
 // PauseRequest says what a pause leaves behind.
 type PauseRequest struct {
 	Into   hearth.SnapshotID
 	Forget bool // drop identity and secrets first: the snapshot starts many sandboxes
+}
+
+// SnapshotRequest says where the state of a sandbox that goes on is kept.
+type SnapshotRequest struct {
+	Into hearth.SnapshotID
 }
 
 // Pool is a build of which restored, paused machines are kept.

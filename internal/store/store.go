@@ -112,12 +112,41 @@ type Builds interface {
 	FinishBuild(ctx context.Context, b *hearth.Build) error
 }
 
-// Snapshots keeps what was checkpointed.
+// Snapshots keeps what was checkpointed. A name, Alias and Tag of a Team, is
+// the snapshot's that got it last: writing it takes it from the one before.
 type Snapshots interface {
 	CreateSnapshot(ctx context.Context, s *hearth.Snapshot) error
 	Snapshot(ctx context.Context, id hearth.SnapshotID) (*hearth.Snapshot, error)
+
+	// UpdateSnapshot loads, calls change, and writes, in one transaction. An error
+	// of change is returned as it is and nothing is written. ID, Team and Created
+	// stay what they are.
+	UpdateSnapshot(ctx context.Context, id hearth.SnapshotID, change func(*hearth.Snapshot) error) (*hearth.Snapshot, error)
+
+	// FindSnapshots is ordered by Created, then ID, newest first. next is empty
+	// on the last page.
+	FindSnapshots(ctx context.Context, f SnapshotFilter, p Page) (list []*hearth.Snapshot, next string, err error)
+
+	// SnapshotUses counts what refers to a snapshot.
+	SnapshotUses(ctx context.Context, id hearth.SnapshotID) (SnapshotUses, error)
 	ListSnapshots(ctx context.Context) ([]*hearth.Snapshot, error) // oldest first
 	DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error
+}
+
+// SnapshotFilter selects snapshots; zero fields select everything.
+type SnapshotFilter struct {
+	Team     hearth.TeamID
+	Sandbox  hearth.SandboxID
+	Alias    string
+	Tag      string
+	Kinds    []hearth.SnapshotKind
+	Statuses []hearth.SnapshotStatus
+}
+
+// SnapshotUses is who refers to a snapshot.
+type SnapshotUses struct {
+	Sandboxes int // not stopped, that are paused in it or being started from it
+	Heirs     int // sandboxes not stopped, and snapshots, that come after it in a line
 }
 
 // Teams keeps teams and the hashes of their API keys.

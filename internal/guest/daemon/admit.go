@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"net/http"
@@ -38,8 +39,11 @@ func (d *Daemon) admit(next http.Handler) http.Handler {
 		switch path := r.URL.Path; {
 		case path == "/health", path == guest.InitPath, path == guest.QuiescePath:
 			// Init and Quiesce check the host's secret themselves.
-		case now.sealed:
+		case now.sealed && !now.wait.over(r.Context()):
 			sealed(w)
+			return
+		case now.sealed: // no more: look again
+			d.admit(next).ServeHTTP(w, r)
 			return
 		case path == guest.ForwardPath:
 			if !now.host(control) {
@@ -54,6 +58,27 @@ func (d *Daemon) admit(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// maxHold bounds how long a request waits for a seal to be lifted.
+const maxHold = time.Minute
+
+// over waits until the seal is lifted. It is false where the caller must not be
+// served: at once without a hold, and in a machine that was started from the
+// checkpoint, for the request was made to another one, which serves it.
+func (h *hold) over(ctx context.Context) bool {
+	if h == nil {
+		return false
+	}
+	late := time.NewTimer(maxHold)
+	defer late.Stop()
+	select {
+	case <-h.lifted:
+		return h.goesOn
+	case <-ctx.Done():
+	case <-late.C:
+	}
+	return false
 }
 
 // guardFile admits a transfer by token or by signature.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -291,6 +293,51 @@ func TestCloneCutsConnections(t *testing.T) {
 	f.want(204, "POST", "/init", initBody(func(r *guest.InitRequest) { r.SandboxID = "i2" }), guest.ControlHeader, "host")
 	if _, err := r.ReadByte(); err == nil {
 		t.Error("the connection lives on")
+	}
+}
+
+// TestHeldRequests: what arrives while a snapshot is taken is served after it.
+func TestHeldRequests(t *testing.T) {
+	f := serve(t)
+	f.want(204, "POST", "/init", initBody(nil))
+	for range 3 {
+		f.want(204, "POST", "/quiesce", `{"hold":true}`, guest.ControlHeader, "host")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			f.want(200, "GET", "/envs", "", tokenHeader, "secret")
+		}()
+		f.want(204, "GET", "/health", "")
+		f.want(204, "POST", "/init", initBody(func(r *guest.InitRequest) { r.GoesOn = true }), guest.ControlHeader, "host")
+		<-done
+	}
+	f.want(204, "POST", "/quiesce", `{}`, guest.ControlHeader, "host")
+	f.want(503, "GET", "/envs", "", tokenHeader, "secret")
+}
+
+// TestHold: who waited is served in the machine that goes on, and in no other.
+func TestHold(t *testing.T) {
+	if (*hold)(nil).over(t.Context()) {
+		t.Error("without a hold nobody waits")
+	}
+	for name, lift := range map[string]func(h *hold, cancel func()){
+		"goes on":      func(h *hold, _ func()) { h.goesOn = true; close(h.lifted) },
+		"another one":  func(h *hold, _ func()) { close(h.lifted) },
+		"gone":         func(_ *hold, cancel func()) { cancel() },
+		"never lifted": func(*hold, func()) { time.Sleep(maxHold) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			h := &hold{lifted: make(chan struct{})}
+			over := make(chan bool)
+			go func() { over <- h.over(ctx) }()
+			synctest.Wait()
+			lift(h, cancel)
+			if got := <-over; got != (name == "goes on") {
+				t.Errorf("%s: %t", name, got)
+			}
+		})
 	}
 }
 

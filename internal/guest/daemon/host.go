@@ -48,8 +48,8 @@ func (d *Daemon) init(w http.ResponseWriter, r *http.Request) {
 	if next.session.User == "" {
 		next.session.User = "root"
 	}
-	if was.id != "" && was.id != req.SandboxID {
-		// A clone: whoever was connected talked to the original.
+	if was.id != "" && !req.GoesOn {
+		// Whoever was connected talked to the machine that this one was started from.
 		d.conns.closeOthers(r)
 	}
 	if d.code != nil {
@@ -58,6 +58,10 @@ func (d *Daemon) init(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	d.state.set(next)
+	if was.wait != nil {
+		was.wait.goesOn = req.GoesOn
+		close(was.wait.lifted)
+	}
 	w.Header().Set(versionHeader, Version)
 	w.WriteHeader(http.StatusNoContent)
 }
@@ -76,8 +80,11 @@ func (d *Daemon) quiesce(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	now.sealed = true
+	if req.Hold && now.wait == nil {
+		now.wait = &hold{lifted: make(chan struct{})}
+	}
 	if req.Forget {
-		now = identity{sealed: true, id: now.id, session: account.Session{User: "root"}}
+		now = identity{sealed: true, id: now.id, session: account.Session{User: "root"}, wait: now.wait}
 		d.conns.closeOthers(r)
 	}
 	d.state.set(now)

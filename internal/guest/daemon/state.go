@@ -18,6 +18,13 @@ type identity struct {
 	token   string // of the users; empty: open
 	id      string // of the sandbox
 	session account.Session
+	wait    *hold // while sealed: what users' requests wait for; nil: they are refused
+}
+
+// hold is a seal that is lifted in a moment.
+type hold struct {
+	lifted chan struct{}
+	goesOn bool // in this machine; written before lifted is closed
 }
 
 // state holds the current identity.

@@ -28,7 +28,8 @@ type box struct {
 	sealed    bool // Quiesce was answered; the lock holder's
 
 	state     hearth.State
-	interrupt context.CancelCauseFunc // ends the pause in progress, or taking it back
+	interrupt context.CancelCauseFunc // ends the checkpoint in progress, or taking it back
+	still     chan struct{}           // while the machine stands still and goes on in a moment; closed then
 	stopping  bool                    // a Stop waits for the lock
 	sample    sample
 }
@@ -60,6 +61,9 @@ func (a *Agent) register(ctx context.Context, mc *machine, g Guest) (*node.Insta
 	}
 	if mc.life.Err() != nil { // died took mu after this ended: one of us sees the other
 		return nil, turn.Ended(mc.life)
+	}
+	if old := a.boxes[b.id]; old != nil { // it was kept in case this one failed
+		old.mc.owner = nil
 	}
 	a.boxes[b.id], mc.owner = b, b
 	return b.instance(), nil
@@ -166,21 +170,57 @@ func notFound(id hearth.SandboxID) error {
 	return hearth.Errorf(hearth.NotFound, "sandbox %s is not on this node", id)
 }
 
+// awake returns a sandbox's box when its machine runs, and waits while it stands
+// still for a moment.
+func (a *Agent) awake(ctx context.Context, id hearth.SandboxID) (*box, error) {
+	for {
+		a.mu.Lock()
+		b := a.boxes[id]
+		var state hearth.State
+		var still chan struct{}
+		if b != nil {
+			state, still = b.state, b.still
+		}
+		a.mu.Unlock()
+		switch {
+		case b == nil:
+			return nil, notFound(id)
+		case still == nil && state != hearth.Running:
+			return nil, hearth.Errorf(hearth.Unavailable, "sandbox %s is %s", id, state)
+		case still == nil:
+			return b, nil
+		}
+		select {
+		case <-still:
+		case <-ctx.Done():
+			return nil, turn.Ended(ctx)
+		}
+	}
+}
+
+// hush makes new connections to a box wait until the function that it returns
+// is called.
+func (a *Agent) hush(b *box) (wake func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	still := make(chan struct{})
+	b.still = still
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if b.still == still {
+			b.still = nil
+			close(still)
+		}
+	}
+}
+
 // Dial connects to a port of a sandbox. A port that only listens on the guest's
 // loopback is reached through its daemon.
 func (a *Agent) Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error) {
-	a.mu.Lock()
-	b := a.boxes[id]
-	var state hearth.State
-	if b != nil {
-		state = b.state
-	}
-	a.mu.Unlock()
-	if b == nil {
-		return nil, notFound(id)
-	}
-	if state != hearth.Running {
-		return nil, hearth.Errorf(hearth.Unavailable, "sandbox %s is %s", id, state)
+	b, err := a.awake(ctx, id)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := b.mc.within(ctx)
 	defer cancel()

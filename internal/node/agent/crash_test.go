@@ -109,6 +109,74 @@ func TestCrashWhilePausing(t *testing.T) {
 	}
 }
 
+// TestCrashWhileTakingASnapshot: the sandbox goes on, and nothing is left of what
+// nobody was told of.
+func TestCrashWhileTakingASnapshot(t *testing.T) {
+	for _, op := range []string{
+		"guest.quiesce", "guest.quiesce.after", "driver.freeze", "driver.checkpoint", "driver.thaw", "guest.init", "guest.init.after",
+		"blob.adopt", "blob.adopt.after", "blob.put", "blob.put.after",
+	} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.open(agent.Config{})
+				req := w.request()
+				w.start(a, req)
+				w.poke(a, req, "precious")
+				into := node.SnapshotRequest{Into: hearth.NewSnapshotID()}
+				b, bury := w.crash(a, op, func() { _, _ = a.Snapshot(t.Context(), req.Sandbox.ID, into) })
+				w.wantHeld(1)
+				w.wantWord(b, req, "precious")
+				if k := w.blobs.keys(); len(k) != 0 {
+					t.Fatalf("blobs of a snapshot that came to nothing: %v", k)
+				}
+				if _, err := b.Snapshot(t.Context(), req.Sandbox.ID, into); err != nil {
+					t.Fatalf("Snapshot: %v", err)
+				}
+				w.shutdown(b)
+				bury()
+			})
+		})
+	}
+}
+
+// TestCrashWhileReverting: one machine is left, the old one or, once it was
+// ready, the new one.
+func TestCrashWhileReverting(t *testing.T) {
+	for op, word := range map[string]string{
+		"driver.freeze": "after", "net.acquire": "after", "net.policy": "after", "driver.start": "after",
+		"guest.init": "after", "guest.init.after": "after", "driver.close": "before", "net.release": "before",
+	} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.open(agent.Config{})
+				req := w.request()
+				w.start(a, req)
+				w.poke(a, req, "before")
+				snap, err := a.Snapshot(t.Context(), req.Sandbox.ID, node.SnapshotRequest{Into: hearth.NewSnapshotID()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.poke(a, req, "after")
+				back := req
+				back.Sandbox.Generation, back.Restore, back.Revert = 2, snap, true
+				b, bury := w.crash(a, op, func() { _, _ = a.Start(t.Context(), back) })
+				w.wantHeld(1)
+				w.wantWord(b, req, word)
+				list, err := b.List(t.Context())
+				if want := map[string]int64{"before": 2, "after": 1}[word]; err != nil || len(list) != 1 || list[0].Generation != want {
+					t.Fatalf("List: %+v, %v; want generation %d", list, err, want)
+				}
+				w.start(b, back)
+				w.wantWord(b, req, "before")
+				w.shutdown(b)
+				bury()
+			})
+		})
+	}
+}
+
 // TestCrashAfterSnapshot: from its commit on a snapshot is what there is of the sandbox.
 func TestCrashAfterSnapshot(t *testing.T) {
 	for _, op := range []string{"driver.close", "net.release"} {

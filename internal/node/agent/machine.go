@@ -29,6 +29,10 @@ type machine struct {
 	size int64          // bytes it held when it was frozen for a pool
 	took []Step
 
+	// secret names the sandbox whose control secret the guest holds, in memory that
+	// it was restored with; empty: its own, or none yet.
+	secret hearth.SandboxID
+
 	owner *box // guarded by Agent.mu
 
 	life context.Context // ends when the guest has ended or the machine is taken down
@@ -88,19 +92,32 @@ func (a *Agent) guestOf(mc *machine) Guest {
 	}, control)
 }
 
-// unseal makes the daemon the sandbox's own. It fails as soon as the guest ends.
+// unseal makes the daemon of a machine that has just started the sandbox's own.
+// It fails as soon as the guest ends.
 func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
+	if mc.secret != "" && mc.secret != mc.rec.Sandbox.ID { // it knows the host by the secret of another
+		g = a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
+			return mc.live.Dial(ctx, port)
+		}, a.control(mc.secret))
+	}
+	err := a.init(ctx, mc, g, guest.InitRequest{})
+	if err == nil {
+		mc.secret = ""
+	}
+	return err
+}
+
+// init sends a daemon the rest of req.
+func (a *Agent) init(ctx context.Context, mc *machine, g Guest, req guest.InitRequest) error {
 	ctx, cancel := mc.within(ctx)
 	defer cancel()
 	seed := make([]byte, 32)
 	rand.Read(seed) // never fails
 	s := mc.rec.Sandbox
-	err := g.Init(ctx, guest.InitRequest{
-		Now: a.now(), Seed: seed, Control: a.control(s.ID), Token: s.Token,
-		SandboxID: string(s.ID), TemplateID: string(s.Template),
-		Env: s.Env, User: s.User, Workdir: s.Workdir, DNS: a.cfg.DNS,
-	})
-	return because(ctx, err)
+	req.Now, req.Seed, req.Control, req.Token = a.now(), seed, a.control(s.ID), s.Token
+	req.SandboxID, req.TemplateID = string(s.ID), string(s.Template)
+	req.Env, req.User, req.Workdir, req.DNS = s.Env, s.User, s.Workdir, a.cfg.DNS
+	return because(ctx, g.Init(ctx, req))
 }
 
 // because prefers the reason why ctx ended to the error that it led to.

@@ -28,6 +28,13 @@ type modelBox struct {
 	runs  bool
 	word  string // what its guest remembers, while it runs
 	saved string // what its snapshot remembers
+	kept  []keptState
+}
+
+// keptState is a snapshot of a sandbox that went on.
+type keptState struct {
+	snap *hearth.Snapshot
+	word string
 }
 
 // TestModel does random things to three sandboxes and compares every answer,
@@ -40,19 +47,26 @@ func TestModel(t *testing.T) {
 			m.boxes = append(m.boxes, &modelBox{req: m.request()})
 		}
 		rt.Repeat(map[string]func(*rapid.T){
-			"start":   m.onOne(m.start1),
-			"stop":    m.onOne(m.stop1),
-			"pause":   m.onOne(m.pause1),
-			"poke":    m.onOne(m.poke1),
-			"kill":    m.onOne(m.kill1),
-			"forget":  m.onOne(m.forget1),
-			"restart": func(*rapid.T) { m.a.Close(); m.a = m.open(agent.Config{}) },
-			"":        m.check,
+			"start":    m.onOne(m.start1),
+			"stop":     m.onOne(m.stop1),
+			"pause":    m.onOne(m.pause1),
+			"snapshot": m.onOne(m.snapshot1),
+			"revert":   m.onOne(m.revert1),
+			"poke":     m.onOne(m.poke1),
+			"kill":     m.onOne(m.kill1),
+			"forget":   m.onOne(m.forget1),
+			"restart":  func(*rapid.T) { m.a.Close(); m.a = m.open(agent.Config{}) },
+			"":         m.check,
 		})
 		m.on(nil)
 		m.shutdown(m.a)
 		for _, b := range m.boxes {
 			m.forget1(rt, b)
+			for _, k := range b.kept {
+				if err := m.shelf.Remove(m.t.Context(), k.snap.ID); err != nil {
+					rt.Fatal(err)
+				}
+			}
 		}
 		if k := m.blobs.keys(); len(k) != 0 {
 			rt.Fatalf("blobs that nobody needs: %v", k)
@@ -136,6 +150,44 @@ func (m *model) forget1(rt *rapid.T, b *modelBox) {
 		rt.Fatal(err)
 	}
 	b.req.Restore, b.saved = nil, ""
+}
+
+func (m *model) snapshot1(rt *rapid.T, b *modelBox) {
+	met := m.faults(rt, "guest.quiesce", "driver.freeze", "driver.checkpoint", "blob.adopt", "blob.put", "blob.put.after")
+	snap, err := m.a.Snapshot(m.t.Context(), b.req.Sandbox.ID, node.SnapshotRequest{Into: hearth.NewSnapshotID()})
+	hit := met()
+	switch {
+	case !b.runs:
+		if hearth.KindOf(err) != hearth.NotFound {
+			rt.Fatalf("Snapshot of what does not run: %v", err)
+		}
+	case err != nil && !hit:
+		rt.Fatalf("Snapshot: %v", err)
+	case err == nil:
+		b.kept = append(b.kept, keptState{snap, b.word})
+	}
+}
+
+func (m *model) revert1(rt *rapid.T, b *modelBox) {
+	if len(b.kept) == 0 {
+		return
+	}
+	to := rapid.SampledFrom(b.kept).Draw(rt, "snapshot")
+	met := m.faults(rt, "driver.freeze", "net.acquire", "net.policy", "driver.start", "guest.init", "guest.init.after", "driver.close")
+	req := b.req
+	req.Sandbox.Generation, req.Restore, req.Revert = b.req.Sandbox.Generation+1, to.snap, true
+	_, err := m.a.Start(m.t.Context(), req)
+	hit := met()
+	switch {
+	case !b.runs:
+		if err == nil {
+			rt.Fatal("what does not run was reverted")
+		}
+	case err != nil && !hit:
+		rt.Fatalf("Start to revert: %v", err)
+	case err == nil:
+		b.req.Sandbox.Generation, b.word = req.Sandbox.Generation, to.word
+	}
 }
 
 func (m *model) poke1(rt *rapid.T, b *modelBox) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"hearth/internal/driver"
+	"hearth/internal/guest"
 	"hearth/internal/hearth"
 	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
@@ -34,7 +35,7 @@ func (a *Agent) Open(ctx context.Context) error {
 	a.work.Add(1)
 	defer a.work.Done()
 	var all turn.Batch
-	for _, rec := range list {
+	for _, rec := range newest(list) {
 		all.Do(func() error { a.recover(ctx, rec); return nil })
 	}
 	_ = all.Wait() // recover reports
@@ -70,6 +71,26 @@ func (a *Agent) holdAll(ctx context.Context, list []journal.Record) error {
 		}
 	}
 	return nil
+}
+
+// newest marks for taking down every machine of which its sandbox has a newer one
+// that was ready: a crash can leave both when a sandbox is taken back to a snapshot.
+func newest(list []journal.Record) []journal.Record {
+	ready := func(r journal.Record) bool {
+		return r.Sandbox != nil && (r.Phase == journal.Running || r.Phase == journal.Pausing)
+	}
+	best := map[hearth.SandboxID]int64{}
+	for _, r := range list {
+		if ready(r) {
+			best[r.Sandbox.ID] = max(best[r.Sandbox.ID], r.Sandbox.Generation)
+		}
+	}
+	for i, r := range list {
+		if ready(r) && r.Sandbox.Generation < best[r.Sandbox.ID] {
+			list[i].Phase, list[i].Sandbox = journal.Ending, nil // its end is no news
+		}
+	}
+	return list
 }
 
 // prepare makes directories and the key, and asks what drivers and host can do.
@@ -233,10 +254,12 @@ func (a *Agent) adoptSandbox(ctx context.Context, mc *machine) error {
 		}
 		ictx, cancel := context.WithTimeout(ctx, quiesceTimeout)
 		defer cancel()
-		if err := a.unseal(ictx, mc, g); err != nil {
+		if err := a.init(ictx, mc, g, guest.InitRequest{GoesOn: true}); err != nil {
 			return err
 		}
-		if err := a.shelf.Remove(ctx, mc.rec.Into); err != nil { // only now: else it would be all there is
+	}
+	if mc.rec.Into != "" { // only now: else it would be all there is
+		if err := a.shelf.Remove(ctx, mc.rec.Into); err != nil {
 			a.log.Warn("files of an abandoned snapshot remain", "snapshot", mc.rec.Into, "err", err)
 		}
 		mc.rec.Into = ""

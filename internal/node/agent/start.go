@@ -126,6 +126,8 @@ func checkStart(req node.StartRequest) error {
 		return hearth.Errorf(hearth.InvalidArgument, "sandbox.id is %d bytes long, not 1 to 64", len(s.ID))
 	case s.Resources.VCPUs < 1 || s.Resources.MemoryMiB < 1 || s.Resources.DiskMiB < 1:
 		return hearth.Errorf(hearth.InvalidArgument, "sandbox.resources are not all positive")
+	case req.Revert && req.Restore == nil:
+		return hearth.Errorf(hearth.InvalidArgument, "revert needs a snapshot to restore")
 	}
 	return nil
 }
@@ -146,9 +148,14 @@ func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instanc
 			inst.State = hearth.Running
 			return &inst, nil
 		}
+		if req.Revert {
+			return a.revert(ctx, b, a.planOf(req))
+		}
 		if a.remove(b) {
 			a.discard(ctx, b.mc)
 		}
+	} else if req.Revert {
+		return nil, notFound(req.Sandbox.ID)
 	}
 	p := a.planOf(req)
 	a.asked(p)
@@ -306,6 +313,9 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 		rec.Restored = p.restore.ID
 	}
 	mc := newMachine(rec)
+	if p.restore != nil {
+		mc.secret = p.restore.Sandbox
+	}
 	if err := a.bring(ctx, d, mc, p); err != nil {
 		a.discard(ctx, mc)
 		return nil, because(ctx, err)

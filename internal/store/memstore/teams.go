@@ -9,61 +9,6 @@ import (
 	"hearth/internal/store"
 )
 
-// CreateSnapshot implements store.Snapshots.
-func (s *Store) CreateSnapshot(_ context.Context, snap *hearth.Snapshot) error {
-	if err := store.CheckText("snapshot", snap); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if snap.ID == "" || s.snapshots[snap.ID] != nil {
-		return hearth.Errorf(hearth.AlreadyExists, "snapshot %q exists already", snap.ID)
-	}
-	s.snapshots[snap.ID] = copySnapshot(snap)
-	return nil
-}
-
-// Snapshot implements store.Snapshots.
-func (s *Store) Snapshot(_ context.Context, id hearth.SnapshotID) (*hearth.Snapshot, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	snap := s.snapshots[id]
-	if snap == nil {
-		return nil, hearth.Errorf(hearth.NotFound, "snapshot '%s' not found", id)
-	}
-	return copySnapshot(snap), nil
-}
-
-// ListSnapshots implements store.Snapshots.
-func (s *Store) ListSnapshots(context.Context) ([]*hearth.Snapshot, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var rows []row[*hearth.Snapshot]
-	for _, snap := range s.snapshots {
-		rows = append(rows, row[*hearth.Snapshot]{snap.Created, string(snap.ID), copySnapshot(snap)})
-	}
-	list, _ := page(rows, nil, len(rows), true)
-	return list, nil
-}
-
-// DeleteSnapshot implements store.Snapshots.
-func (s *Store) DeleteSnapshot(_ context.Context, id hearth.SnapshotID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.snapshots[id] == nil {
-		return hearth.Errorf(hearth.NotFound, "snapshot '%s' not found", id)
-	}
-	delete(s.snapshots, id)
-	return nil
-}
-
-func copySnapshot(snap *hearth.Snapshot) *hearth.Snapshot {
-	c := *snap
-	c.Files = slices.Clone(snap.Files)
-	c.Created = snap.Created.UTC()
-	return &c
-}
-
 // CreateTeam implements store.Teams.
 func (s *Store) CreateTeam(_ context.Context, t *hearth.Team) error {
 	if err := store.CheckText("team", t); err != nil {

@@ -12,18 +12,19 @@ import (
 
 const sandboxColumns = `s.id, s.generation, s.launch, s.team, s.template, s.alias, s.build, s.node, s.snapshot,
 	s.wanted, s.driver, s.isolation, s.state, s.stop_reason, s.resources_json, s.network_json, s.env_json, s.metadata_json, s.unsecured, s.on_timeout,
-	s.auto_resume, s.timeout, s.created_at, s.started_at, s.ends_at`
+	s.auto_resume, s.timeout, s.created_at, s.started_at, s.ends_at, s.head, s.lifecycle_json`
 
 func scanSandbox(row scanner) (*hearth.Sandbox, error) {
 	var s hearth.Sandbox
 	err := row.Scan(&s.ID, &s.Generation, &s.Launch, &s.Team, &s.Template, &s.Alias, &s.Build, &s.Node, &s.Snapshot,
 		&s.Wanted, &s.Driver, &s.Isolation, &s.State, &s.StopReason, fromJSON{&s.Resources}, fromJSON{&s.Network}, fromJSON{&s.Env}, fromJSON{&s.Metadata},
-		&s.Open, &s.OnTimeout, &s.AutoResume, &s.Timeout, at{&s.CreatedAt}, at{&s.StartedAt}, at{&s.EndsAt})
+		&s.Open, &s.OnTimeout, &s.AutoResume, &s.Timeout, at{&s.CreatedAt}, at{&s.StartedAt}, at{&s.EndsAt},
+		&s.Head, fromJSON{&s.Lifecycle})
 	return &s, err
 }
 
 // encoded holds the JSON columns of a sandbox.
-type encoded struct{ resources, network, env, metadata string }
+type encoded struct{ resources, network, env, metadata, lifecycle string }
 
 func encode(s *hearth.Sandbox) (e encoded, err error) {
 	if e.resources, err = inJSON(s.Resources); err != nil {
@@ -33,6 +34,9 @@ func encode(s *hearth.Sandbox) (e encoded, err error) {
 		return e, err
 	}
 	if e.env, err = inJSON(s.Env); err != nil {
+		return e, err
+	}
+	if e.lifecycle, err = inJSON(s.Lifecycle); err != nil {
 		return e, err
 	}
 	e.metadata, err = inJSON(s.Metadata)
@@ -62,11 +66,12 @@ func (s *Store) CreateSandbox(ctx context.Context, sb *hearth.Sandbox) error {
 	return s.change(ctx, worth(sb), func(tx *sql.Tx) error {
 		_, err := exec(tx, `INSERT INTO sandboxes (id, generation, launch, team, template, alias, build, node, snapshot,
 			wanted, driver, isolation, state, stop_reason, resources_json, network_json, env_json, metadata_json, unsecured, on_timeout,
-			auto_resume, timeout, created_at, started_at, ends_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			auto_resume, timeout, created_at, started_at, ends_at, head, lifecycle_json)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			sb.ID, sb.Generation, sb.Launch, sb.Team, sb.Template, sb.Alias, sb.Build, sb.Node, sb.Snapshot,
 			sb.Wanted, sb.Driver, sb.Isolation, sb.State, sb.StopReason, e.resources, e.network, e.env, e.metadata, sb.Open, sb.OnTimeout,
-			sb.AutoResume, int64(sb.Timeout), nanos(sb.CreatedAt), nanos(sb.StartedAt), nanos(sb.EndsAt))
+			sb.AutoResume, int64(sb.Timeout), nanos(sb.CreatedAt), nanos(sb.StartedAt), nanos(sb.EndsAt),
+			sb.Head, e.lifecycle)
 		if taken(err) {
 			return hearth.Wrap(hearth.AlreadyExists, err, "sandbox %q exists already", sb.ID)
 		}
@@ -146,11 +151,13 @@ func (s *Store) swap(ctx context.Context, before *hearth.Sandbox, metadata strin
 	err = s.change(ctx, worth(after), func(tx *sql.Tx) (err error) {
 		n, err = exec(tx, `UPDATE sandboxes SET generation = ?, launch = ?, template = ?, alias = ?, build = ?, node = ?,
 			snapshot = ?, wanted = ?, driver = ?, isolation = ?, state = ?, stop_reason = ?, resources_json = ?, network_json = ?, env_json = ?,
-			metadata_json = ?, unsecured = ?, on_timeout = ?, auto_resume = ?, timeout = ?, started_at = ?, ends_at = ?
+			metadata_json = ?, unsecured = ?, on_timeout = ?, auto_resume = ?, timeout = ?, started_at = ?, ends_at = ?,
+			head = ?, lifecycle_json = ?
 			WHERE id = ? AND generation = ?`,
 			after.Generation, after.Launch, after.Template, after.Alias, after.Build, after.Node,
 			after.Snapshot, after.Wanted, after.Driver, after.Isolation, after.State, after.StopReason, e.resources, e.network, e.env,
 			e.metadata, after.Open, after.OnTimeout, after.AutoResume, int64(after.Timeout), nanos(after.StartedAt), nanos(after.EndsAt),
+			after.Head, e.lifecycle,
 			after.ID, before.Generation)
 		if err != nil || n == 0 || metadata == e.metadata && before.StartedAt.Equal(after.StartedAt) {
 			return err

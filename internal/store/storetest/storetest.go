@@ -38,6 +38,9 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"build/finish":               buildFinish,
 		"build/concurrent finish":    buildConcurrentFinish,
 		"snapshot":                   snapshots,
+		"snapshot/names":             snapshotNames,
+		"snapshot/find":              snapshotFind,
+		"snapshot/uses":              snapshotUses,
 		"team":                       teams,
 		"ping":                       ping,
 	} {
@@ -59,7 +62,8 @@ func Sandbox(id string) *hearth.Sandbox {
 			DenyOut: []string{"0.0.0.0/0"}, PrivateIngress: true, MaskRequestHost: "h:${PORT}"},
 		Env:      map[string]string{"A": "1", "empty": "", "quote": `"'\` + "\n\t☃"},
 		Metadata: map[string]string{"user": "ada", "e%2Fnc": "a&b=c"},
-		Open:     true, OnTimeout: hearth.PauseOnTimeout, AutoResume: true, Timeout: 90 * time.Second,
+		Head:     "s1", Lifecycle: hearth.Lifecycle{PauseFiles: true, Idle: time.Minute, History: hearth.History{Bytes: 1 << 30}},
+		Open: true, OnTimeout: hearth.PauseOnTimeout, AutoResume: true, Timeout: 90 * time.Second,
 		CreatedAt: epoch, StartedAt: epoch.Add(time.Second), EndsAt: epoch.Add(time.Minute),
 		Generation: 1, Launch: 1,
 	}
@@ -87,28 +91,6 @@ func fails(t *testing.T, err error, kind hearth.Kind) {
 	if got := hearth.KindOf(err); got != kind {
 		t.Fatalf("error %q of kind %s, want %s", err, got, kind)
 	}
-}
-
-func snapshots(t *testing.T, s store.Store) {
-	ctx := context.Background()
-	a := &hearth.Snapshot{ID: "s1", Build: "b1", Parent: "s0", Base: "s0", Driver: "gvisor", Key: "v1/cpu", Memory: true,
-		Files: []hearth.File{{Name: "memory", Blob: "a/b", Bytes: 1 << 40, SHA256: "ff"}}, Created: epoch}
-	b := &hearth.Snapshot{ID: "s0", Created: epoch.Add(-time.Hour)}
-	ok(t, s.CreateSnapshot(ctx, a))
-	ok(t, s.CreateSnapshot(ctx, b))
-	fails(t, s.CreateSnapshot(ctx, a), hearth.AlreadyExists)
-	fails(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s9", Driver: "a\x00"}), hearth.InvalidArgument)
-	fails(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s9", Files: []hearth.File{{Name: "\xff"}}}), hearth.InvalidArgument)
-	got, err := s.Snapshot(ctx, "s1")
-	ok(t, err)
-	same(t, "snapshot", got, a)
-	list, err := s.ListSnapshots(ctx)
-	ok(t, err)
-	same(t, "snapshots, oldest first", list, []*hearth.Snapshot{b, a})
-	ok(t, s.DeleteSnapshot(ctx, "s1"))
-	fails(t, s.DeleteSnapshot(ctx, "s1"), hearth.NotFound)
-	_, err = s.Snapshot(ctx, "s1")
-	fails(t, err, hearth.NotFound)
 }
 
 func teams(t *testing.T, s store.Store) {
