@@ -32,7 +32,9 @@ import (
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/feed"
+	"hearth/internal/node/agent/host"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
 )
@@ -137,12 +139,12 @@ type Agent struct {
 
 	mu      sync.Mutex
 	state   agentState
-	key     []byte // guests' control secrets derive from it
+	key     secret.Key // guests' control secrets derive from it
 	caps    map[string]driver.Capabilities
 	total   hearth.Resources
 	boxes   map[hearth.SandboxID]*box
 	flights map[hearth.SandboxID]*flight
-	tombs   tombs
+	tombs   turn.Tombs
 	pools   map[hearth.SnapshotID]*pool
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
@@ -172,7 +174,7 @@ func New(cfg Config, deps Deps) *Agent {
 		deps.Now = time.Now
 	}
 	if deps.Memory == nil {
-		deps.Memory = hostMemory
+		deps.Memory = host.ReadMemory
 	}
 	if cfg.Driver == "" && len(deps.Drivers) == 1 {
 		for name := range deps.Drivers {

@@ -116,11 +116,11 @@ func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) er
 	cause := hearth.Errorf(hearth.Aborted, "the sandbox was stopped: %s", reason)
 	a.mu.Lock()
 	if f := a.flights[id]; f != nil {
-		a.tombs.add(id, f.generation)
+		a.tombs.Add(id, f.generation)
 		f.cancel(cause)
 	}
 	if b := a.boxes[id]; b != nil {
-		a.tombs.add(id, b.inst.Generation)
+		a.tombs.Add(id, b.inst.Generation)
 		b.stopping = true
 		if b.interrupt != nil {
 			b.interrupt(cause)

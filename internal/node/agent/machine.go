@@ -2,10 +2,7 @@ package agent
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net"
 	"os"
@@ -71,21 +68,12 @@ func (mc *machine) within(ctx context.Context) (context.Context, context.CancelF
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-// control derives the secret with which the host speaks to a sandbox's daemon.
-// It is derived and not drawn, so that it is written nowhere, and a sandbox that
-// was paused with its secret in memory can be unsealed again.
-func (a *Agent) control(id hearth.SandboxID) string {
-	mac := hmac.New(sha256.New, a.key)
-	mac.Write([]byte("guest control " + id))
-	return hex.EncodeToString(mac.Sum(nil))
-}
-
 // guestOf returns a client of the machine's daemon; of a machine in a pool
 // (sandbox is nil) one that can only ask whether it is ready.
 func (a *Agent) guestOf(mc *machine) Guest {
 	control := ""
 	if mc.rec.Sandbox != nil {
-		control = a.control(mc.rec.Sandbox.ID)
+		control = a.key.Of(mc.rec.Sandbox.ID)
 	}
 	return a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
 		return mc.live.Dial(ctx, port)
@@ -98,7 +86,7 @@ func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
 	if mc.secret != "" && mc.secret != mc.rec.Sandbox.ID { // it knows the host by the secret of another
 		g = a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
 			return mc.live.Dial(ctx, port)
-		}, a.control(mc.secret))
+		}, a.key.Of(mc.secret))
 	}
 	err := a.init(ctx, mc, g, guest.InitRequest{})
 	if err == nil {
@@ -114,7 +102,7 @@ func (a *Agent) init(ctx context.Context, mc *machine, g Guest, req guest.InitRe
 	seed := make([]byte, 32)
 	rand.Read(seed) // never fails
 	s := mc.rec.Sandbox
-	req.Now, req.Seed, req.Control, req.Token = a.now(), seed, a.control(s.ID), s.Token
+	req.Now, req.Seed, req.Control, req.Token = a.now(), seed, a.key.Of(s.ID), s.Token
 	req.SandboxID, req.TemplateID = string(s.ID), string(s.Template)
 	req.Env, req.User, req.Workdir, req.DNS = s.Env, s.User, s.Workdir, a.cfg.DNS
 	return because(ctx, g.Init(ctx, req))

@@ -2,9 +2,7 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +12,7 @@ import (
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
 )
@@ -106,7 +105,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 			return shelf.DiskError(err, "the node's directory cannot be made")
 		}
 	}
-	key, err := loadKey(a.dir("control.key"))
+	key, err := secret.Load(a.dir("control.key"))
 	if err != nil {
 		return shelf.DiskError(err, "the node's control key cannot be read or made")
 	}
@@ -137,30 +136,6 @@ func (a *Agent) prepare(ctx context.Context) error {
 		a.poolMemory = m.Total / 4
 	}
 	return nil
-}
-
-const keyBytes = 32
-
-// loadKey reads the control key, made when it is not there.
-func loadKey(path string) ([]byte, error) {
-	key, err := os.ReadFile(path)
-	if err == nil && len(key) == keyBytes {
-		return key, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	key = make([]byte, keyBytes)
-	rand.Read(key) // never fails
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(key)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, err
-	}
-	return key, os.Rename(path+".new", path)
 }
 
 // recover takes up one machine, or takes it down.

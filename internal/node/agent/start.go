@@ -92,7 +92,7 @@ func (a *Agent) board(ctx context.Context, req node.StartRequest) (f, before *fl
 		f.waiters++
 		return f, nil, nil
 	}
-	if a.tombs.covers(s.ID, s.Generation) {
+	if a.tombs.Covers(s.ID, s.Generation) {
 		return nil, nil, stale(s)
 	}
 	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))

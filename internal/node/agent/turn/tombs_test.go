@@ -1,4 +1,4 @@
-package agent
+package turn
 
 import (
 	"testing"
@@ -7,16 +7,16 @@ import (
 )
 
 func TestTombsAreBounded(t *testing.T) {
-	var b tombs
+	var b Tombs
 	for range maxTombs + 100 {
-		b.add(hearth.NewSandboxID(), 3)
+		b.Add(hearth.NewSandboxID(), 3)
 	}
-	b.add("last", 2)
-	b.add("last", 7)
+	b.Add("last", 2)
+	b.Add("last", 7)
 	if len(b.generation) != maxTombs || len(b.order) != maxTombs {
 		t.Fatalf("%d, %d remembered", len(b.generation), len(b.order))
 	}
-	if !b.covers("last", 7) || b.covers("last", 8) || b.covers("other", 0) {
+	if !b.Covers("last", 7) || b.Covers("last", 8) || b.Covers("other", 0) {
 		t.Fatal("wrong generations are covered")
 	}
 }
