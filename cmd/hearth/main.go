@@ -1,11 +1,12 @@
-// Command hearth is the whole product: server, command line, and the gVisor
-// sandbox that it starts by running itself again.
+// Command hearth is the whole product: server, command line, and what it starts by
+// running itself again: gVisor sandboxes, and pagers of Firecracker machines.
 package main
 
 import (
 	"os"
 
 	"hearth/internal/cli"
+	"hearth/internal/driver/firecracker"
 	"hearth/internal/driver/gvisor"
 )
 
@@ -13,7 +14,7 @@ import (
 var version = "dev"
 
 func main() {
-	if gvisor.Main(os.Args) {
+	if gvisor.Main(os.Args) || firecracker.Main(os.Args) {
 		return
 	}
 	os.Exit(cli.Main(os.Args[1:], version, os.Stdout, os.Stderr))

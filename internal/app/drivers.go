@@ -24,7 +24,8 @@ type parts struct {
 // works on every host; its Probe says whether it can run there.
 func makers() map[string]func(parts) (driver.Driver, error) {
 	return map[string]func(parts) (driver.Driver, error){
-		"gvisor": gvisorDriver,
+		"firecracker": firecrackerDriver,
+		"gvisor":      gvisorDriver,
 	}
 }
 

@@ -165,7 +165,7 @@ func confine(uid, gid int) error {
 	for _, limit := range []struct {
 		what  int
 		value uint64
-	}{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, 128}} {
+	}{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, 128}, {unix.RLIMIT_FSIZE, 8 << 20}} {
 		if err := unix.Setrlimit(limit.what, &unix.Rlimit{Cur: limit.value, Max: limit.value}); err != nil {
 			return fmt.Errorf("limits: %w", err)
 		}

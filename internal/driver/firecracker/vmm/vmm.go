@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -35,11 +36,12 @@ const (
 type Client struct{ http *http.Client }
 
 // New returns a client of the API socket at path, which need not be there yet.
-// The path may be longer than a socket address allows.
-func New(path string) *Client {
+// The path may be longer than a socket address allows. Only a process of the user
+// uid is spoken to.
+func New(path string, uid int) *Client {
 	return &Client{&http.Client{
 		Transport: &http.Transport{
-			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return DialUnix(ctx, path) },
+			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path, uid) },
 			DisableKeepAlives:      true,
 			DisableCompression:     true,
 			MaxResponseHeaderBytes: maxReply,
@@ -48,15 +50,46 @@ func New(path string) *Client {
 	}}
 }
 
-// DialUnix connects to a unix socket whose path may be longer than a socket
-// address allows: it is reached through a descriptor of its directory.
-func DialUnix(ctx context.Context, path string) (net.Conn, error) {
+// dial reaches the socket through a descriptor of its directory, for the length of
+// its path.
+func dial(ctx context.Context, path string, uid int) (net.Conn, error) {
 	dir, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckPeer(conn, uid); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// CheckPeer makes sure that the other end of a connection to a socket in a jail is
+// the machine's: its process could have put a link there, to another socket.
+func CheckPeer(conn net.Conn, uid int) error {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("connection is a %T", conn)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var who *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { who, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, credErr); err != nil {
+		return err
+	}
+	if int(who.Uid) != uid {
+		return fmt.Errorf("the socket is user %d's, not %d's", who.Uid, uid)
+	}
+	return nil
 }
 
 // Fault is a call that the process refused. It is what a hostile process could

@@ -1,0 +1,272 @@
+package firecracker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/firecracker/jail"
+	"hearth/internal/driver/firecracker/pager"
+	"hearth/internal/driver/firecracker/vmm"
+	"hearth/internal/driver/microvm"
+	"hearth/internal/hearth"
+)
+
+const (
+	loadTime     = 2 * time.Minute
+	maxManifest  = 64 << 10
+	userfaultDev = "/dev/userfaultfd"
+)
+
+// restoration is a checkpoint that fits.
+type restoration struct {
+	guest  string // guest image, absolute; empty: none
+	id     string // of the checkpoint
+	memory []string
+}
+
+// layered says whether memory lies in more than one file.
+func (r *restoration) layered() bool { return len(r.memory) > 1 }
+
+// examine refuses a checkpoint that does not fit this host or the spec, before
+// anything runs.
+func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
+	r := &restoration{}
+	var above manifest
+	for c := spec.From; c != nil; c = c.Base {
+		if err := h.key.Check(c); err != nil {
+			return nil, err
+		}
+		man, err := readManifest(c.Dir)
+		if err != nil {
+			return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+		}
+		if man.Key != c.Key {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint is damaged: it holds another key than it is kept under")
+		}
+		if c == spec.From {
+			if r.guest, err = d.checkMatch(man, spec); err != nil {
+				return nil, err
+			}
+			r.id = man.ID
+		} else if man.ID != above.Base {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over another one than it is given with")
+		}
+		memory := filepath.Join(c.Dir, checkpointMemory)
+		info, err := os.Stat(memory)
+		if err != nil || info.Size() != int64(spec.Resources.MemoryMiB)<<20 {
+			return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged: its memory is not of %d MiB", spec.Resources.MemoryMiB)
+		}
+		r.memory = append(r.memory, memory)
+		above = man
+		if man.Base == "" {
+			slices.Reverse(r.memory)
+			return r, nil
+		}
+		if len(r.memory) == driver.MaxLayers {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint has more than %d layers", driver.MaxLayers)
+		}
+	}
+	return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over one that is not given")
+}
+
+func readManifest(dir string) (manifest, error) {
+	var man manifest
+	for _, name := range checkpointFiles() {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return man, err
+		}
+	}
+	f, err := os.Open(filepath.Join(dir, checkpointManifest))
+	if err != nil {
+		return man, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxManifest))
+	if err != nil {
+		return man, err
+	}
+	return parseManifest(raw)
+}
+
+// parseManifest reads a manifest, of which nothing is trusted.
+func parseManifest(raw []byte) (manifest, error) {
+	var man manifest
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&man); err != nil {
+		return man, err
+	}
+	if !isID(man.ID) || man.Base != "" && !isID(man.Base) {
+		return man, fmt.Errorf("it is called %.80q, over %.80q", man.ID, man.Base)
+	}
+	if man.Guest != "" && (filepath.Base(man.Guest) != man.Guest || man.Guest == "." || man.Guest == "..") {
+		return man, fmt.Errorf("it names guest image %.80q", man.Guest)
+	}
+	return man, nil
+}
+
+// checkMatch compares what a restored machine could not do without.
+func (d *Driver) checkMatch(man manifest, spec driver.Spec) (guest string, err error) {
+	refuse := func(format string, args ...any) (string, error) {
+		return "", hearth.Errorf(hearth.FailedPrecondition, "checkpoint "+format, args...)
+	}
+	r := spec.Resources
+	layers, err := imageIDs(spec.Layers)
+	switch {
+	case err != nil:
+		return "", err
+	case !slices.Equal(man.Layers, layers):
+		return refuse("was written over other layers")
+	case man.Resources != r:
+		return refuse("has %d vCPUs, %d MiB of memory and %d of disk, not %d, %d and %d",
+			man.Resources.VCPUs, man.Resources.MemoryMiB, man.Resources.DiskMiB, r.VCPUs, r.MemoryMiB, r.DiskMiB)
+	case man.Network != (spec.Net.NetNS != ""):
+		return refuse("has network %t, the machine %t", man.Network, spec.Net.NetNS != "")
+	case (man.Guest == "") != (d.cfg.Guest == ""):
+		return refuse("was written with guest image %q, this host has %q", man.Guest, d.cfg.Guest)
+	case man.Guest == "":
+		return "", nil
+	}
+	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
+	id, err := imageID(guest)
+	if err != nil {
+		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
+	}
+	if id != man.GuestID {
+		return refuse("needs another guest image %s than the one here", man.Guest)
+	}
+	return guest, nil
+}
+
+func imageIDs(layers []string) ([]string, error) {
+	ids := make([]string, len(layers))
+	for i, l := range layers {
+		id, err := imageID(l)
+		if err != nil {
+			return nil, hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(l))
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}
+
+// furnishRestored puts disk and memory of a checkpoint into the jail.
+func (d *Driver) furnishRestored(ctx context.Context, spec driver.Spec, o origin, j jail.Jail) error {
+	if _, err := microvm.CopySparse(ctx, filepath.Join(spec.From.Dir, checkpointDisk), j.Path(diskFile), microvm.Cached); err != nil {
+		return err
+	}
+	if err := os.Chown(j.Path(diskFile), j.UID, j.UID); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "the disk cannot be given to machine %s", spec.ID)
+	}
+	if o.from.layered() && canPage() {
+		return nil // see load
+	}
+	if !o.from.layered() {
+		if err := j.Put(o.from.memory[0], memoryFile); err != nil {
+			return hearth.Wrap(hearth.Internal, err, "memory cannot be put into the jail of machine %s", spec.ID)
+		}
+		return nil
+	}
+	if err := flatten(o.from.memory, j.Path(memoryFile), j.UID); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "memory of machine %s cannot be put together", spec.ID)
+	}
+	return nil
+}
+
+// canPage says whether a monitor in a jail can have a userfaultfd: the jailer
+// gives it the device, where there is one.
+func canPage() bool {
+	_, err := os.Stat(userfaultDev)
+	return err == nil
+}
+
+// flatten puts layered memory together in one file: what a host does that cannot
+// answer page faults.
+func flatten(memory []string, to string, uid int) error {
+	files, err := openAll(memory)
+	defer closeAll(files)
+	if err != nil {
+		return err
+	}
+	layers, err := pager.NewLayers(files)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(layers.Flatten(f), f.Chown(uid, uid), f.Close())
+}
+
+func openAll(paths []string) ([]*os.File, error) {
+	var files []*os.File
+	for _, p := range paths {
+		f, err := os.Open(p)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// load restores the machine in its monitor and lets the guest run. Tap and socket
+// may have other names than in the snapshot.
+func (m *machine) load(ctx context.Context, spec driver.Spec, o origin) error {
+	req := vmm.SnapshotLoad{
+		SnapshotPath: "/" + stateFile, TrackDirtyPages: true, ResumeVM: true,
+		MemBackend:    vmm.MemBackend{BackendType: vmm.File, BackendPath: "/" + memoryFile},
+		VsockOverride: &vmm.VsockOverride{UDSPath: "/" + vsockSocket},
+	}
+	if spec.Net.Tap != "" {
+		req.NetworkOverrides = []vmm.NetworkOverride{{IfaceID: guestDevice, HostDevName: spec.Net.Tap}}
+	}
+	if o.from.layered() && canPage() {
+		if err := m.startPager(o); err != nil {
+			return hearth.Wrap(hearth.Internal, err, "machine %s has no pager", m.id)
+		}
+		req.MemBackend = vmm.MemBackend{BackendType: vmm.Uffd, BackendPath: "/" + pagerSocket}
+	}
+	ctx, cancel := context.WithTimeout(ctx, loadTime)
+	defer cancel()
+	return m.api.LoadSnapshot(ctx, req)
+}
+
+// isID recognizes the ID of a checkpoint.
+func isID(s string) bool {
+	return len(s) == idLength && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// exists says whether there is something at path.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// diskFull gives an error for which there was no room its kind.
+func diskFull(id string, err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !strings.Contains(err.Error(), "No space left on device") {
+		return err
+	}
+	return hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", id)
+}

@@ -1,0 +1,124 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/firecracker/jail"
+	"hearth/internal/driver/firecracker/pager"
+	"hearth/internal/driver/firecracker/vmm"
+	"hearth/internal/hearth"
+)
+
+// Attach finds a machine by its handle. A monitor that does not answer, and one
+// whose pager is gone, count as gone.
+func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
+	gone := func(err error) error {
+		return hearth.Wrap(hearth.NotFound, err, "machine %s is gone", h.ID)
+	}
+	if h.Driver != Name {
+		return nil, gone(errors.New("handle of driver " + h.Driver))
+	}
+	if err := driver.CheckID(h.ID); err != nil {
+		return nil, gone(err)
+	}
+	state, err := decodeState(h.State)
+	if err != nil {
+		return nil, gone(err)
+	}
+	m, err := d.adopt(h.ID, h.Dir, state, nil)
+	if err != nil {
+		return nil, err
+	}
+	if state.Pager != nil {
+		if err := m.watchPager(*state.Pager, nil); err != nil {
+			m.letGo()
+			return nil, gone(err)
+		}
+	}
+	info, err := m.api.Info(ctx)
+	if err != nil || info.State != vmm.Running && info.State != vmm.Paused {
+		m.letGo()
+		return nil, gone(errors.Join(err, errors.New("its monitor is in state "+strconv.Quote(string(info.State)))))
+	}
+	<-m.turn
+	m.frozen = info.State == vmm.Paused
+	m.turn <- struct{}{}
+	return m, nil
+}
+
+// Sweep removes all there is of a machine, whatever step its start, run or end
+// had reached.
+func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
+	if err := driver.CheckID(h.ID); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(h.Dir) || filepath.Clean(h.Dir) == "/" {
+		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not an absolute directory", h.Dir)
+	}
+	if err := errors.Join(jail.KillStrays(ctx, h.ID, pager.Name), d.release(ctx, h.ID, h.Dir, removeDir)); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "not all of machine %s could be removed", h.ID)
+	}
+	return nil
+}
+
+// Purge removes the driver's own directories, empty as they are when it has no
+// machines: those of Config.Root and the parent cgroup. It fails, and removes
+// nothing, while there are machines.
+func (d *Driver) Purge() error {
+	used, err := d.users.Used()
+	if err != nil {
+		return hearth.Wrap(hearth.Internal, err, "machines cannot be counted")
+	}
+	if len(used) > 0 {
+		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
+	}
+	var errs []error
+	for _, dir := range d.cgroup("").Dirs() {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	if err := errors.Join(append(errs, os.RemoveAll(d.cfg.Root))...); err != nil {
+		return hearth.Wrap(hearth.Internal, err, "not all of the firecracker driver's directories could be removed")
+	}
+	return nil
+}
+
+// What release does with the machine's directory: a start that failed leaves it
+// as it was given, empty.
+type dirPolicy int
+
+const (
+	keepDir dirPolicy = iota
+	removeDir
+)
+
+// release kills and removes what there is of a machine that has no jailer any
+// more. The users are given back last, when no process can be left that is theirs.
+func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) error {
+	if err := d.cgroup(id).Remove(ctx); err != nil {
+		return err
+	}
+	d.keepWorkingSet(dir)
+	if err := jail.UnmountBelow(dir); err != nil {
+		return err
+	}
+	errs := []error{jail.Empty(dir)}
+	if policy == removeDir {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return d.users.Free(id)
+}
