@@ -1,0 +1,60 @@
+package blob
+
+import (
+	"context"
+	"io"
+	"os"
+)
+
+// Source is a file to be packed.
+type Source struct {
+	SHA256 string // of its content, lower-case hex; its name in the archive
+	Path   string
+}
+
+// Packed is what an archive knows of a file.
+type Packed struct {
+	Bytes  int64 // of the file
+	Holes  int64 // of these, the ones that are zero and kept nowhere
+	Shared int64 // of these, the ones that were there before, in a file it is like
+	Stored int64 // on disk for the rest
+}
+
+// Reader reads a packed file at random. Every byte it returns was compared with
+// the hash of the chunk that it is part of.
+type Reader interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// Archive keeps big files compressed, and what is equal in files that are like
+// each other once. Files are named by the SHA-256 of their content. A file is
+// wholly there or not at all, also after a crash. What is not what was written
+// fails with FailedPrecondition that says which file, and which part of it; so
+// does what was encrypted with a key that the archive does not have.
+// Pack and Collect exclude each other; the rest may be called at any time.
+type Archive interface {
+	// Pack keeps files whose names are not there yet. Parts that are equal to
+	// parts of the files named by like are not stored again; names that are not
+	// there do not matter. A file whose content is not its name is refused with
+	// FailedPrecondition. It is all durable when Pack returns, and after an error
+	// as much of it as was done is there or is taken away by Collect.
+	Pack(ctx context.Context, files []Source, like []string) (Packed, error)
+
+	// Stat does not tell what is shared: Stored is what the file needs.
+	Stat(ctx context.Context, sha256 string) (Packed, error)
+
+	// Unpack writes a file into to, which is empty, and syncs it. Holes and zeros
+	// become holes. After an error to's content is of no use.
+	Unpack(ctx context.Context, sha256 string, to *os.File) error
+
+	// Check reads all of a file and compares it with its hashes.
+	Check(ctx context.Context, sha256 string) error
+
+	Open(ctx context.Context, sha256 string) (Reader, error)
+
+	// Collect deletes the files that keep does not want, and what of the store no
+	// other file needs. It returns the bytes that were freed.
+	Collect(ctx context.Context, keep func(sha256 string) bool) (int64, error)
+}
