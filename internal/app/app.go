@@ -11,6 +11,7 @@
 //	token-seed      the secret from which sandboxes' tokens come, 0600
 //	hearth.db       metadata (SQLite)
 //	blobs/          layers and snapshots, read-only files
+//	archive/        snapshots, compressed, unless config says where
 //	guest/          EROFS images of the guest daemon, named by content
 //	node/           the node agent's journal and machines
 //	cache/          template sources, unless config says where
@@ -35,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/auth"
+	"hearth/internal/blob/chunkblob"
 	"hearth/internal/blob/fileblob"
 	"hearth/internal/builder"
 	"hearth/internal/config"
@@ -134,7 +136,37 @@ func (a *App) openStores(ctx context.Context) (err error) {
 	if a.blobs, err = fileblob.Open(a.path("blobs")); err != nil {
 		return err
 	}
-	a.shelf = shelf.New(a.blobs)
+	return a.openShelf()
+}
+
+// packAfter is how old a snapshot is when it is packed: most that are resumed
+// are resumed before.
+const packAfter = 30 * time.Second
+
+func (a *App) openShelf() error {
+	c := a.cfg.Snapshots
+	var key *chunkblob.Key
+	if c.KeyFile != "" {
+		var err error
+		if key, err = chunkblob.LoadKey(c.KeyFile); err != nil {
+			return hearth.Wrap(hearth.InvalidArgument, err, "snapshots.key_file: %s", err)
+		}
+	}
+	dir := c.Dir
+	if dir == "" {
+		dir = a.path("archive")
+	}
+	packs, err := fileblob.Open(dir)
+	if err != nil {
+		return err
+	}
+	archive, err := chunkblob.New(packs, packs.Temp(), key)
+	if err != nil {
+		return err
+	}
+	a.shelf = shelf.New(a.blobs).WithArchive(shelf.Packing{
+		Archive: archive, Cache: int64(c.CacheMiB) << 20, After: packAfter, Log: a.opts.Log,
+	})
 	return nil
 }
 

@@ -173,7 +173,7 @@ func (a *App) run(ctx context.Context, l *net.TCPListener) error {
 		}
 		return nil
 	})
-	for _, service := range []func(context.Context) error{a.agent.Run, a.control.Run, a.builder.Run} {
+	for _, service := range []func(context.Context) error{a.agent.Run, a.control.Run, a.builder.Run, a.shelf.Run} {
 		g.Go(func() error { return unlessDone(ctx, service(ctx)) })
 	}
 	g.Go(func() error { return a.metrics(ctx) })

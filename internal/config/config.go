@@ -25,6 +25,7 @@ type Config struct {
 	Sandbox   Sandbox    `yaml:"sandbox"`
 	Node      Node       `yaml:"node"`
 	Network   Network    `yaml:"network"`
+	Snapshots Snapshots  `yaml:"snapshots"`
 	Cache     string     `yaml:"cache"` // directory of unpacked template sources, shareable between data directories; empty: DATA/cache
 	Builtin   []string   `yaml:"builtin"`
 	Templates []Template `yaml:"templates" env:"-"`
@@ -87,6 +88,13 @@ const Auto = "auto"
 // the order in which Auto tries them.
 func DriverNames() []string { return []string{"firecracker", "qemu", "gvisor"} }
 
+// Snapshots says how the state of paused sandboxes and templates is kept.
+type Snapshots struct {
+	Dir      string `yaml:"dir"`       // directory of the compressed files; empty: DATA/archive
+	CacheMiB int    `yaml:"cache_mib"` // plain files kept beside them, from which machines start at once
+	KeyFile  string `yaml:"key_file"`  // file of 64 hexadecimal digits, mode 0600: encrypts the compressed files
+}
+
 // Network is the machines' network on this host.
 type Network struct {
 	Prefix string   `yaml:"prefix"` // private range the slots are cut from
@@ -125,8 +133,9 @@ func Default() Config {
 			Driver: Auto, Overcommit: 32, Pool: 4, PoolMax: 32, PoolMiB: 2048, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",
 		},
-		Network: Network{Prefix: "10.213.0.0/16", Slots: 8},
-		Builtin: []string{"base", "code-interpreter-v1"},
+		Network:   Network{Prefix: "10.213.0.0/16", Slots: 8},
+		Snapshots: Snapshots{CacheMiB: 20 << 10},
+		Builtin:   []string{"base", "code-interpreter-v1"},
 	}
 }
 
@@ -207,6 +216,7 @@ func (c *Config) validateNode() error {
 		{"node.queue", c.Node.Queue, 1, 1_000_000},
 		{"node.subuid_base", c.Node.SubUIDBase, 1_000_000, 1 << 31},
 		{"network.slots", c.Network.Slots, 0, 1000},
+		{"snapshots.cache_mib", c.Snapshots.CacheMiB, 0, 1 << 30},
 	} {
 		if r.v < r.lo || r.v > r.hi {
 			return invalid(r.key, "%d must be between %d and %d", r.v, r.lo, r.hi)
@@ -216,6 +226,11 @@ func (c *Config) validateNode() error {
 }
 
 func (c *Config) validateNetwork() error {
+	for key, path := range map[string]string{"snapshots.dir": c.Snapshots.Dir, "snapshots.key_file": c.Snapshots.KeyFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			return invalid(key, "%q must be an absolute path", path)
+		}
+	}
 	p, err := netip.ParsePrefix(c.Network.Prefix)
 	if err != nil || !p.Addr().Is4() || p.Bits() > 24 {
 		return invalid("network.prefix", "%q must be an IPv4 range of /24 or larger", c.Network.Prefix)

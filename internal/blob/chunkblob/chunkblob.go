@@ -85,7 +85,8 @@ type Store struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 
-	writing sync.Mutex // held by Pack and Collect
+	writing sync.Mutex          // held by Pack and Collect
+	needs   map[string][]string // packs of the files whose indexes were read or written; guarded by writing
 }
 
 var _ blob.Archive = (*Store)(nil)
@@ -102,7 +103,7 @@ func New(blobs blob.Store, tmp string, key *Key) (*Store, error) {
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no decompressor")
 	}
-	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec}, nil
+	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec, needs: map[string][]string{}}, nil
 }
 
 // Stat implements blob.Archive.

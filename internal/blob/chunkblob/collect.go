@@ -23,18 +23,22 @@ func (s *Store) Collect(ctx context.Context, keep func(sha256 string) bool) (int
 		name := strings.TrimPrefix(info.Key, filePrefix)
 		if !keep(name) {
 			gone, freed = append(gone, info.Key), freed+info.Size
+			delete(s.needs, name)
 			continue
 		}
-		ix, err := s.index(ctx, name)
-		switch {
-		case err != nil && hearth.KindOf(err) == hearth.FailedPrecondition:
-			lost = true
-		case err != nil:
-			return 0, err
-		default:
-			for _, p := range ix.packs {
-				needed[p] = true
+		if s.needs[name] == nil {
+			ix, err := s.index(ctx, name)
+			if err != nil && hearth.KindOf(err) == hearth.FailedPrecondition {
+				lost = true
+				continue
 			}
+			if err != nil {
+				return 0, err
+			}
+			s.needs[name] = append([]string{}, ix.packs...)
+		}
+		for _, p := range s.needs[name] {
+			needed[p] = true
 		}
 	}
 	for info, err := range s.blobs.List(ctx, packPrefix) {

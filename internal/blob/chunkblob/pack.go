@@ -57,24 +57,31 @@ func (s *Store) Pack(ctx context.Context, files []blob.Source, like []string) (b
 	if len(indexes) == 0 {
 		return total, nil
 	}
+	return total, s.enter(ctx, p, indexes)
+}
+
+// enter makes a pack an object, and then its files' indexes.
+func (s *Store) enter(ctx context.Context, p *packing, indexes map[string]*index) error {
 	name, err := p.finish(ctx)
 	if err != nil {
-		return total, err
+		return err
 	}
 	for sum, ix := range indexes { // the pack is durable: what refers to it may be
 		ix.resolve(name)
 		raw, err := s.sealIndex(ix)
 		if err != nil {
-			return total, err
+			return err
 		}
+		delete(s.needs, sum)
 		if err := s.blobs.Delete(ctx, filePrefix+sum); err != nil { // damaged, or of another key
-			return total, err
+			return err
 		}
 		if err := s.blobs.Put(ctx, filePrefix+sum, bytes.NewReader(raw), int64(len(raw))); err != nil {
-			return total, err
+			return err
 		}
+		s.needs[sum] = ix.packs
 	}
-	return total, nil
+	return nil
 }
 
 // thisPack stands for the pack that is being written, whose name is not known yet.

@@ -62,6 +62,10 @@ func Open(dir string) (*Store, error) {
 	return s, syncDir(dir)
 }
 
+// Temp is a directory on the file system of the objects, for files that Adopt
+// shall take. Open empties it.
+func (s *Store) Temp() string { return s.tmp }
+
 // file is the name of the object's file.
 func (s *Store) file(key string) (string, error) {
 	if err := blob.CheckKey(key); err != nil {

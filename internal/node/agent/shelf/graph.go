@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"hearth/internal/hearth"
 )
@@ -12,25 +13,55 @@ import (
 // graph is what refers to what: nodes are snapshots, on disk as manifests.
 type graph struct {
 	nodes   map[hearth.SnapshotID]node
+	waits   map[hearth.SnapshotID]int    // how many nodes that are to be packed have it as their parent
 	layers  map[hearth.SnapshotID]int    // how many nodes have it as their base
 	held    map[hearth.SnapshotID]int    // how many holders it has
 	holders map[string]hearth.SnapshotID // what each holds
+	garbage bool                         // the archive has files that nobody needs, perhaps
 }
 
 type node struct {
 	base    hearth.SnapshotID
+	parent  hearth.SnapshotID
+	files   []hearth.File
+	created time.Time
+	used    time.Time // when it was laid out last
+	waiting bool      // for being packed; until then its parent stays, to share with
+	marks
+}
+
+// marks is what is told by which blobs there are beside the manifest.
+type marks struct {
 	removed bool
+	packed  bool
+	raw     bool      // its plain files are there, or some of them
+	damaged bool      // it cannot be packed; only this process knows
+	entered time.Time // when it was put on the shelf, by this process
+	alone   bool      // what it could share is damaged; only this process knows
+}
+
+func (s *Shelf) node(snap *hearth.Snapshot, m marks) node {
+	return node{
+		base: snap.Base, parent: snap.Parent, files: snap.Files, created: snap.Created, used: snap.Created,
+		waiting: s.packing.Archive != nil && !m.packed && m.raw, marks: m,
+	}
 }
 
 func (g *graph) add(id hearth.SnapshotID, n node) {
 	g.drop(id)
 	g.nodes[id] = n
 	g.layers[n.base]++
+	if n.waiting {
+		g.waits[n.parent]++
+	}
 }
 
 func (g *graph) drop(id hearth.SnapshotID) {
 	if n, ok := g.nodes[id]; ok {
 		less(g.layers, n.base)
+		if n.waiting {
+			less(g.waits, n.parent)
+		}
 		delete(g.nodes, id)
 	}
 }
@@ -42,7 +73,9 @@ func less(counts map[hearth.SnapshotID]int, id hearth.SnapshotID) {
 }
 
 // needed reports whether anything refers to a snapshot.
-func (g *graph) needed(id hearth.SnapshotID) bool { return g.layers[id] > 0 || g.held[id] > 0 }
+func (g *graph) needed(id hearth.SnapshotID) bool {
+	return g.layers[id] > 0 || g.held[id] > 0 || g.waits[id] > 0
+}
 
 // unreachable are the snapshots that are removed, and that no other snapshot and
 // no holder needs, directly or not.
@@ -56,6 +89,13 @@ func (g *graph) unreachable() map[hearth.SnapshotID]bool {
 			delete(rest, at)
 		}
 	}
+	for id, n := range g.nodes { // what a packing will share with
+		if n.waiting && !rest[id] {
+			for at := n.parent; rest[at]; at = g.nodes[at].base {
+				delete(rest, at)
+			}
+		}
+	}
 	return rest
 }
 
@@ -66,33 +106,36 @@ func (s *Shelf) load(ctx context.Context) (*graph, error) {
 	}
 	g := &graph{
 		nodes: map[hearth.SnapshotID]node{}, layers: map[hearth.SnapshotID]int{},
-		held: map[hearth.SnapshotID]int{}, holders: map[string]hearth.SnapshotID{},
+		held: map[hearth.SnapshotID]int{}, holders: map[string]hearth.SnapshotID{}, waits: map[hearth.SnapshotID]int{},
+		garbage: true, // of the process before
 	}
-	marked := map[hearth.SnapshotID]bool{}
+	there := map[hearth.SnapshotID]map[string]bool{}
 	for info, err := range s.blobs.List(ctx, root) {
 		if err != nil {
 			return nil, err
 		}
 		id, name, _ := split(info.Key)
-		switch name {
-		case removedName:
-			marked[id] = true
-		case manifestName:
-			m, err := s.read(ctx, id)
-			if hearth.KindOf(err) == hearth.FailedPrecondition && err != nil {
-				m, err = &manifest{}, nil // damaged, of no use to anyone; Remove takes it away
-			}
-			if err != nil {
-				return nil, err
-			}
-			g.add(id, node{base: m.Snapshot.Base})
+		if there[id] == nil {
+			there[id] = map[string]bool{}
 		}
+		there[id][name] = true
 	}
-	for id := range marked {
-		if n, ok := g.nodes[id]; ok {
-			n.removed = true
-			g.nodes[id] = n
+	for id, names := range there {
+		if !names[manifestName] {
+			continue
 		}
+		m, err := s.read(ctx, id)
+		if hearth.KindOf(err) == hearth.FailedPrecondition && err != nil {
+			m, err = &manifest{}, nil // damaged, of no use to anyone; Remove takes it away
+		}
+		if err != nil {
+			return nil, err
+		}
+		marked := marks{removed: names[removedName], packed: names[packedName]}
+		for _, f := range m.Snapshot.Files {
+			marked.raw = marked.raw || names[f.Name]
+		}
+		g.add(id, s.node(&m.Snapshot, marked))
 	}
 	s.graph = g
 	return g, nil
@@ -145,6 +188,7 @@ func (s *Shelf) Release(ctx context.Context, holder string) error {
 	}
 	gone, err := s.reap(ctx, s.graph, id)
 	s.mu.Unlock()
+	s.nudge()
 	return errors.Join(err, s.erase(ctx, gone))
 }
 
@@ -152,6 +196,7 @@ func (s *Shelf) Release(ctx context.Context, holder string) error {
 // refers to it. Also for what a Put that failed left. Idempotent.
 func (s *Shelf) Remove(ctx context.Context, id hearth.SnapshotID) error {
 	gone, err := s.remove(ctx, id)
+	s.nudge()
 	return errors.Join(err, s.erase(ctx, gone))
 }
 
@@ -191,7 +236,15 @@ func (s *Shelf) reap(ctx context.Context, g *graph, id hearth.SnapshotID) (gone 
 			return gone, err // stays in the graph: it still refers to its base
 		}
 		g.drop(id)
+		g.garbage = true
 		gone = append(gone, id)
+		if n.parent != n.base { // it waits no more for this one
+			more, err := s.reap(ctx, g, n.parent)
+			gone = append(gone, more...)
+			if err != nil {
+				return gone, err
+			}
+		}
 		id = n.base
 	}
 }
@@ -233,6 +286,7 @@ func (s *Shelf) Sweep(ctx context.Context) error {
 			continue
 		}
 		g.drop(id)
+		g.garbage = true
 	}
 	var gone []hearth.SnapshotID
 	for info, err := range s.blobs.List(ctx, root) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"hearth/internal/blob/chunkblob"
 	"hearth/internal/blob/fileblob"
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -65,8 +67,35 @@ type model struct {
 	store *cut
 	shelf *shelf.Shelf
 	snaps map[hearth.SnapshotID]*modelSnap
+	gone  map[hearth.SnapshotID]*hearth.Snapshot // parents of those, perhaps kept until they are packed
+	packs bool                                   // there is an archive
 	holds map[string]hearth.SnapshotID
 	count int
+	limit int64 // bytes of plain files
+}
+
+// empty removes everything; then nothing at all may be left.
+func (m *model) empty() {
+	for id := range m.snaps {
+		m.must(m.shelf.Remove(m.t.Context(), id))
+	}
+	for holder := range m.holds {
+		m.must(m.shelf.Release(m.t.Context(), holder))
+	}
+	m.must(m.shelf.Tidy(m.t.Context()))
+	for info := range m.store.List(m.t.Context(), "") {
+		m.rt.Errorf("left: %s", info.Key)
+	}
+}
+
+// tidy packs what is new, and evicts what is too much.
+func (m *model) tidy(rt *rapid.T) {
+	if !m.packs {
+		rt.Skip("no archive")
+	}
+	m.limit = rapid.Int64Range(0, 12).Draw(rt, "limit")
+	m.reopen() // with the limit
+	m.do(rt, func() error { return m.shelf.Tidy(m.t.Context()) })
 }
 
 type modelSnap struct {
@@ -78,7 +107,12 @@ type modelSnap struct {
 // TestReferences does random things to a shelf, dies at random points, and
 // compares what is left with a model: what can be reached is whole, and of what
 // cannot nothing is left.
-func TestReferences(t *testing.T) {
+func TestReferences(t *testing.T) { references(t, false) }
+
+// TestReferencesWithAnArchive also packs, evicts, unpacks and collects.
+func TestReferencesWithAnArchive(t *testing.T) { references(t, true) }
+
+func references(t *testing.T, packs bool) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir := t.TempDir()
 		if shm, err := os.MkdirTemp("/dev/shm", "hearth-test-"); err == nil { // where a sync costs nothing
@@ -89,11 +123,13 @@ func TestReferences(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		m := &model{t: t, rt: rt, dir: dir, store: &cut{Store: files}, snaps: map[hearth.SnapshotID]*modelSnap{}, holds: map[string]hearth.SnapshotID{}}
+		m := &model{t: t, rt: rt, dir: dir, store: &cut{Store: files}, packs: packs, snaps: map[hearth.SnapshotID]*modelSnap{}, gone: map[hearth.SnapshotID]*hearth.Snapshot{}, holds: map[string]hearth.SnapshotID{}}
 		m.reopen()
 		rt.Repeat(map[string]func(*rapid.T){
-			"put": m.put, "remove": m.remove, "hold": m.hold, "release": m.release, "restart": func(*rapid.T) { m.reopen() }, "": m.check,
+			"tidy": m.tidy,
+			"put":  m.put, "remove": m.remove, "hold": m.hold, "release": m.release, "restart": func(*rapid.T) { m.reopen() }, "": m.check,
 		})
+		m.empty()
 	})
 }
 
@@ -101,6 +137,11 @@ func TestReferences(t *testing.T) {
 func (m *model) reopen() {
 	m.store.left, m.store.dead = -1, false
 	m.shelf = shelf.New(m.store)
+	if m.packs {
+		a, err := chunkblob.New(m.store, m.temp(), nil)
+		m.must(err)
+		m.shelf.WithArchive(shelf.Packing{Archive: a, Cache: m.limit, Log: slog.New(slog.DiscardHandler)})
+	}
 	for holder, id := range m.holds {
 		m.must(m.shelf.Hold(m.t.Context(), holder, id))
 	}
@@ -240,15 +281,25 @@ func (m *model) reachable() map[hearth.SnapshotID]bool {
 
 func (m *model) check(rt *rapid.T) {
 	live := m.reachable()
-	for id := range m.snaps {
+	for id, s := range m.snaps {
 		if !live[id] {
+			m.gone[id] = s.put
 			delete(m.snaps, id)
 		}
 	}
 	there := map[hearth.SnapshotID]bool{}
-	for info, err := range m.store.List(m.t.Context(), "") {
+	for info, err := range m.store.List(m.t.Context(), "snapshots/") {
 		m.must(err)
 		there[hearth.SnapshotID(strings.Split(info.Key, "/")[1])] = true
+	}
+	if m.packs { // a removed parent may stay until its children are packed
+		for id := range live {
+			for at := m.snaps[id].put.Parent; at != "" && m.gone[at] != nil; at = m.gone[at].Parent {
+				for on := at; on != "" && m.gone[on] != nil; on = m.gone[on].Base {
+					delete(there, on)
+				}
+			}
+		}
 	}
 	if !maps.Equal(live, there) {
 		rt.Fatalf("on the shelf: %v, want %v", slices.Sorted(maps.Keys(there)), slices.Sorted(maps.Keys(live)))

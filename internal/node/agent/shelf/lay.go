@@ -29,6 +29,7 @@ func (s *Shelf) Lay(ctx context.Context, snap *hearth.Snapshot, dir string) (*dr
 	if err != nil {
 		return nil, err
 	}
+	s.touch(chain)
 	var c *driver.Checkpoint
 	for _, one := range slices.Backward(chain) {
 		next, err := s.lay(ctx, one, filepath.Join(dir, string(one.ID)))
@@ -75,14 +76,11 @@ func (s *Shelf) lay(ctx context.Context, snap *hearth.Snapshot, dir string) (*dr
 		return nil, DiskError(err, "the snapshot's files cannot be linked")
 	}
 	for _, f := range snap.Files {
-		file, err := s.blobs.Path(ctx, f.Blob)
+		to := filepath.Join(dir, f.Name)
+		file, err := s.ready(ctx, snap.ID, f, to)
 		if err != nil {
-			return nil, hearth.Wrap(hearth.FailedPrecondition, err, "snapshot %s is damaged: it lacks its file %s; it was not started", snap.ID, f.Name)
-		}
-		if err := s.proofs.verify(ctx, snap.ID, f, file); err != nil {
 			return nil, err
 		}
-		to := filepath.Join(dir, f.Name)
 		if os.Link(file, to) != nil { // another file system
 			if err := os.Symlink(file, to); err != nil {
 				return nil, DiskError(err, "the snapshot's files cannot be linked")

@@ -12,6 +12,12 @@
 // restored from it: see Hold. The references between snapshots are in their
 // manifests, those of machines in the journal of the node, and nowhere else.
 //
+// With an archive (see WithArchive) a snapshot's files are packed in the
+// background: compressed, and what it shares with its parent once. The empty
+// blob "packed" says that they all are. From then on the plain files are a cache,
+// which may go when it is too big and nobody uses them, and come back, verified,
+// when the snapshot is laid out again.
+//
 // One Shelf at a time may change the snapshots of a store; others may read.
 package shelf
 
@@ -23,10 +29,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"hearth/internal/blob"
 	"hearth/internal/driver"
@@ -37,6 +45,7 @@ const (
 	root         = "snapshots/"
 	manifestName = "manifest.json"
 	removedName  = "removed" // marks a snapshot that is there only for those that refer to it
+	packedName   = "packed"  // marks one whose files are all in the archive
 	maxManifest  = 1 << 20   // bytes that are read back
 )
 
@@ -65,13 +74,36 @@ type Shelf struct {
 	blobs  blob.Local
 	proofs proofs
 
+	packing    Packing // no archive: nothing is packed
+	now        func() time.Time
+	rebuilding chan struct{} // holds a token: files are unpacked one after the other
+	wake       chan struct{}
+
 	mu    sync.Mutex // guards graph, and with it which manifests and marks there are
 	graph *graph     // nil until it is needed
 }
 
 // New returns the shelf of a store.
 func New(blobs blob.Local) *Shelf {
-	return &Shelf{blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}}}
+	return &Shelf{
+		blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}},
+		packing: Packing{Log: slog.New(slog.DiscardHandler)}, now: time.Now,
+		rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+	}
+}
+
+// Packing says how snapshots are packed.
+type Packing struct {
+	Archive blob.Archive
+	Cache   int64         // bytes of plain files beyond which those that are not in use go
+	After   time.Duration // how old a snapshot must be: many are resumed and removed soon
+	Log     *slog.Logger
+}
+
+// WithArchive makes s pack its snapshots. Call it before anything else, and then Run.
+func (s *Shelf) WithArchive(p Packing) *Shelf {
+	s.packing = p
+	return s
 }
 
 func prefix(id hearth.SnapshotID) string { return root + string(id) + "/" }
@@ -85,7 +117,7 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		return nil, err
 	}
 	for _, name := range c.Files {
-		if !plain(name) || name == manifestName || name == removedName {
+		if !plain(name) || name == manifestName || name == removedName || name == packedName {
 			return nil, hearth.Errorf(hearth.Internal, "driver %s wrote a file %q", c.Driver, name)
 		}
 		file := filepath.Join(c.Dir, name)
@@ -102,7 +134,11 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		}
 		snap.Files = append(snap.Files, f)
 	}
-	return &snap, s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap})
+	if err := s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap}); err != nil {
+		return nil, err
+	}
+	s.nudge()
+	return &snap, nil
 }
 
 // base notes in snap what the checkpoint refers to.
@@ -142,7 +178,7 @@ func (s *Shelf) enter(ctx context.Context, m manifest) (err error) {
 		return err
 	}
 	// In the graph before it is on disk: an error may come after the write.
-	g.add(m.Snapshot.ID, node{base: m.Snapshot.Base})
+	g.add(m.Snapshot.ID, s.node(&m.Snapshot, marks{raw: true, entered: s.now()}))
 	if err := s.blobs.Put(ctx, prefix(m.Snapshot.ID)+manifestName, bytes.NewReader(raw), int64(len(raw))); err != nil {
 		return DiskError(err, "the snapshot cannot be kept")
 	}

@@ -1,0 +1,414 @@
+package shelf
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"time"
+
+	"hearth/internal/blob"
+	"hearth/internal/hearth"
+)
+
+// retryAfter is how long Run waits after it could not do all of its work.
+const retryAfter = time.Minute
+
+// Run packs what is new, keeps the plain files within their limit and collects
+// garbage, until ctx ends. Without an archive there is nothing to do.
+func (s *Shelf) Run(ctx context.Context) error {
+	for s.packing.Archive != nil {
+		var again <-chan time.Time
+		if err := s.Tidy(ctx); err != nil && ctx.Err() == nil {
+			s.packing.Log.Warn("snapshots are not all packed; it will be tried again", "err", err)
+			again = time.After(retryAfter)
+		} else if d := s.youngest(); d > 0 {
+			again = time.After(d)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		case <-again:
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// nudge makes Run look again.
+func (s *Shelf) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Tidy is one round of Run. One at a time.
+func (s *Shelf) Tidy(ctx context.Context) error {
+	if s.packing.Archive == nil {
+		return nil
+	}
+	var errs []error
+	for _, id := range s.waiting(ctx) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		errs = append(errs, s.packOne(ctx, id))
+	}
+	errs = append(errs, s.evict(ctx), s.collect(ctx))
+	return errors.Join(errs...)
+}
+
+// collect makes the archive forget what no snapshot needs. What is put on the
+// shelf from here on is packed later.
+func (s *Shelf) collect(ctx context.Context) error {
+	keep := s.wanted()
+	if keep == nil {
+		return nil
+	}
+	freed, err := s.packing.Archive.Collect(ctx, func(sha256 string) bool { return keep[sha256] })
+	if err != nil {
+		s.mu.Lock()
+		s.graph.garbage = true
+		s.mu.Unlock()
+		return err
+	}
+	if freed > 0 {
+		s.packing.Log.Info("packed files of removed snapshots removed", "bytes", freed)
+	}
+	return nil
+}
+
+// waiting lists what is to be packed, parents first.
+func (s *Shelf) waiting(ctx context.Context) []hearth.SnapshotID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, err := s.load(ctx)
+	if err != nil {
+		s.packing.Log.Warn("the snapshots cannot be listed", "err", err)
+		return nil
+	}
+	var list []hearth.SnapshotID
+	for id, n := range g.nodes {
+		if !n.packed && n.raw && !n.damaged && s.packing.due(n, s.now()) <= 0 {
+			list = append(list, id)
+		}
+	}
+	slices.SortFunc(list, func(a, b hearth.SnapshotID) int {
+		return cmp.Or(g.nodes[a].created.Compare(g.nodes[b].created), cmp.Compare(a, b))
+	})
+	return list
+}
+
+// due is how long until a snapshot may be packed.
+func (p Packing) due(n node, now time.Time) time.Duration {
+	if n.entered.IsZero() {
+		return 0
+	}
+	return n.entered.Add(p.After).Sub(now)
+}
+
+// youngest is how long until the last of the snapshots that are to be packed may be.
+func (s *Shelf) youngest() (d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil {
+		return 0
+	}
+	for _, n := range s.graph.nodes {
+		if !n.packed && n.raw && !n.damaged {
+			d = max(d, s.packing.due(n, s.now()))
+		}
+	}
+	return d
+}
+
+// wanted is which packed files snapshots need; nil if there is no garbage.
+func (s *Shelf) wanted() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil || !s.graph.garbage {
+		return nil
+	}
+	s.graph.garbage = false
+	all := map[string]bool{}
+	for _, n := range s.graph.nodes {
+		for _, f := range n.files {
+			all[f.SHA256] = true
+		}
+	}
+	return all
+}
+
+// packOne puts a snapshot's files into the archive and marks it.
+func (s *Shelf) packOne(ctx context.Context, id hearth.SnapshotID) error {
+	packer := "packing " + string(id)
+	if err := s.Hold(ctx, packer, id); err != nil {
+		return nil // it went meanwhile
+	}
+	err := s.pack(ctx, id)
+	if err != nil && ctx.Err() == nil {
+		s.packing.Log.Error("a snapshot cannot be packed", "snapshot", id, "err", err)
+	}
+	gone, rerr := s.settle(ctx, id, err)
+	return errors.Join(err, rerr, s.erase(ctx, gone), s.Release(context.WithoutCancel(ctx), packer))
+}
+
+func (s *Shelf) pack(ctx context.Context, id hearth.SnapshotID) error {
+	s.mu.Lock()
+	n := s.graph.nodes[id]
+	var like []string
+	if !n.alone {
+		for _, f := range s.graph.nodes[n.parent].files {
+			like = append(like, f.SHA256)
+		}
+	}
+	s.mu.Unlock()
+	var files []blob.Source
+	for _, f := range n.files {
+		path, err := s.blobs.Path(ctx, f.Blob)
+		if err != nil {
+			return err
+		}
+		files = append(files, blob.Source{SHA256: f.SHA256, Path: path})
+	}
+	began := s.now()
+	p, err := s.packing.Archive.Pack(ctx, files, like)
+	if err != nil {
+		return err
+	}
+	if err := s.blobs.Put(ctx, prefix(id)+packedName, bytes.NewReader(nil), 0); err != nil {
+		return err
+	}
+	s.packing.Log.Info("snapshot packed", "snapshot", id, "bytes", p.Bytes, "holes", p.Holes, "shared", p.Shared, "stored", p.Stored, "took", s.now().Sub(began))
+	return nil
+}
+
+// settle notes how packing ended. A parent is not kept for the next try: the
+// disk may be full.
+func (s *Shelf) settle(ctx context.Context, id hearth.SnapshotID, err error) ([]hearth.SnapshotID, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.graph.nodes[id]
+	if !ok {
+		return nil, nil
+	}
+	if n.waiting {
+		n.waiting = false
+		less(s.graph.waits, n.parent)
+	}
+	n.packed = err == nil
+	if k := hearth.KindOf(err); err != nil && (k == hearth.FailedPrecondition || k == hearth.NotFound) {
+		n.damaged = true
+	}
+	s.graph.nodes[id] = n
+	return s.reap(ctx, s.graph, n.parent)
+}
+
+// evict deletes plain files that are packed and not in use, those first that were
+// not used for longest, until the rest is within the limit.
+func (s *Shelf) evict(ctx context.Context) error {
+	var errs []error
+	for _, id := range s.excess() {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		errs = append(errs, s.evictOne(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// excess lists whose plain files should go.
+func (s *Shelf) excess() []hearth.SnapshotID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil {
+		return nil
+	}
+	g, used := s.graph, s.graph.inUse()
+	var total int64
+	var list []hearth.SnapshotID
+	for id, n := range g.nodes {
+		if !n.raw {
+			continue
+		}
+		total += n.bytes()
+		if n.packed && !used[id] && len(n.files) > 0 {
+			list = append(list, id)
+		}
+	}
+	slices.SortFunc(list, func(a, b hearth.SnapshotID) int {
+		return cmp.Or(g.nodes[a].used.Compare(g.nodes[b].used), cmp.Compare(a, b))
+	})
+	for i, id := range list {
+		if total <= s.packing.Cache {
+			return list[:i]
+		}
+		total -= g.nodes[id].bytes()
+	}
+	return list
+}
+
+func (n node) bytes() (sum int64) {
+	for _, f := range n.files {
+		sum += f.Bytes
+	}
+	return sum
+}
+
+// inUse is what holders hold, and all that it refers to.
+func (g *graph) inUse() map[hearth.SnapshotID]bool {
+	used := map[hearth.SnapshotID]bool{}
+	for id := range g.held {
+		for at := id; at != "" && !used[at]; at = g.nodes[at].base {
+			used[at] = true
+		}
+	}
+	return used
+}
+
+// evictOne deletes a snapshot's plain files once the archive was seen to have
+// them. If it does not, they are packed again.
+func (s *Shelf) evictOne(ctx context.Context, id hearth.SnapshotID) error {
+	s.mu.Lock()
+	n := s.graph.nodes[id]
+	s.mu.Unlock()
+	for _, f := range n.files {
+		err := s.packing.Archive.Check(ctx, f.SHA256)
+		if err == nil {
+			continue
+		}
+		k := hearth.KindOf(err)
+		if k == hearth.NotFound || k == hearth.FailedPrecondition {
+			s.packing.Log.Error("a packed snapshot is damaged; it is packed again", "snapshot", id, "file", f.Name, "err", err)
+			_, cerr := s.packing.Archive.Collect(ctx, func(sha256 string) bool { return sha256 != f.SHA256 })
+			return errors.Join(err, cerr, s.unmark(ctx, id))
+		}
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.graph.nodes[id]
+	if !ok || s.graph.inUse()[id] {
+		return nil
+	}
+	n.raw = false
+	s.graph.nodes[id] = n
+	for _, f := range n.files {
+		if err := s.blobs.Delete(ctx, f.Blob); err != nil {
+			return err
+		}
+		s.proofs.forget(f.Blob)
+	}
+	s.packing.Log.Info("plain files of a packed snapshot removed", "snapshot", id, "bytes", n.bytes())
+	return nil
+}
+
+// unmark says that a snapshot is not in the archive after all.
+func (s *Shelf) unmark(ctx context.Context, id hearth.SnapshotID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, ok := s.graph.nodes[id]; ok {
+		n.packed, n.alone = false, true
+		s.graph.nodes[id] = n
+	}
+	s.nudge()
+	return s.blobs.Delete(ctx, prefix(id)+packedName)
+}
+
+// touch notes that snapshots are being used.
+func (s *Shelf) touch(chain []*hearth.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil {
+		return
+	}
+	for _, snap := range chain {
+		if n, ok := s.graph.nodes[snap.ID]; ok {
+			n.used = s.now()
+			s.graph.nodes[snap.ID] = n
+		}
+	}
+}
+
+// ready returns the path of a file that is what was written: the plain file, or
+// one made from the archive, beside to, if that is gone or damaged.
+func (s *Shelf) ready(ctx context.Context, id hearth.SnapshotID, f hearth.File, to string) (string, error) {
+	file, err := s.plain(ctx, id, f)
+	if err == nil {
+		return file, nil
+	}
+	if hearth.KindOf(err) != hearth.FailedPrecondition || s.packing.Archive == nil {
+		return "", err
+	}
+	select {
+	case s.rebuilding <- struct{}{}:
+		defer func() { <-s.rebuilding }()
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	if file, err := s.plain(ctx, id, f); err == nil {
+		return file, nil // somebody else was first
+	}
+	aerr := s.rebuild(ctx, f, to+".unpacking")
+	switch hearth.KindOf(aerr) {
+	case hearth.NotFound:
+		return "", err // it was never packed
+	case hearth.FailedPrecondition:
+		return "", hearth.Wrap(hearth.FailedPrecondition, err, "snapshot %s cannot be restored: its file %s: %s", id, f.Name, aerr)
+	}
+	if aerr != nil {
+		return "", aerr
+	}
+	s.rebuilt(id)
+	return s.blobs.Path(ctx, f.Blob)
+}
+
+// plain returns the path of a plain file that is what was written.
+func (s *Shelf) plain(ctx context.Context, id hearth.SnapshotID, f hearth.File) (string, error) {
+	file, err := s.blobs.Path(ctx, f.Blob)
+	if err != nil && hearth.KindOf(err) == hearth.NotFound {
+		return "", hearth.Wrap(hearth.FailedPrecondition, err, "snapshot %s is damaged: it lacks its file %s; it was not started", id, f.Name)
+	}
+	if err != nil {
+		return "", err
+	}
+	return file, s.proofs.verify(ctx, id, f, file)
+}
+
+// rebuild makes a plain file from the archive.
+func (s *Shelf) rebuild(ctx context.Context, f hearth.File, tmp string) error {
+	out, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return DiskError(err, "a snapshot's file cannot be unpacked")
+	}
+	defer os.Remove(tmp)
+	err = s.packing.Archive.Unpack(ctx, f.SHA256, out)
+	if err := errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	if err := s.blobs.Delete(ctx, f.Blob); err != nil { // a damaged one
+		return err
+	}
+	if err := s.blobs.Adopt(ctx, f.Blob, tmp); err != nil {
+		return DiskError(err, "a snapshot's file cannot be kept")
+	}
+	return s.proofs.written(ctx, s.blobs, f)
+}
+
+// rebuilt notes that plain files are there again, all or some.
+func (s *Shelf) rebuilt(id hearth.SnapshotID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil {
+		return
+	}
+	if n, ok := s.graph.nodes[id]; ok {
+		n.raw = true
+		s.graph.nodes[id] = n
+	}
+	s.nudge()
+}
