@@ -15,14 +15,23 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED := 0
 
-.PHONY: build guest init seccomp demo test test-kvm bench generate clean FORCE
+.PHONY: build gvisor guest init seccomp demo test test-kvm bench generate clean FORCE
 
 build: bin/hearth
+
+# The flags with which the go command uses the patched gVisor, made by the first
+# use of them: internal/driver/gvisor/patch/README.md.
+PATCHED = go run -trimpath ./internal/driver/gvisor/patchtree
 
 # Go's own build cache decides what is stale.
 bin/hearth: guest init seccomp FORCE
 	@echo "==> building bin/hearth"
-	@go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
+	@flags=$$($(PATCHED))
+	go build $$flags -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
+
+# Prints the flags for go commands by hand: GOFLAGS=$(make gvisor) go test ./internal/driver/gvisor
+gvisor:
+	@$(PATCHED)
 
 guest:
 	@echo "==> building the guest daemon"
@@ -34,7 +43,8 @@ init:
 
 seccomp:
 	@echo "==> precompiling seccomp programs"
-	@go run -trimpath ./internal/driver/gvisor/seccompgen
+	@flags=$$($(PATCHED))
+	go run $$flags -trimpath ./internal/driver/gvisor/seccompgen
 
 demo:
 	@bash examples/demo/run.sh

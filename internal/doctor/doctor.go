@@ -213,6 +213,10 @@ func (h Host) drivers(ctx context.Context) []Line {
 		case err == nil:
 			able = true
 			l.Detail = "isolation: " + caps.Isolation.Words()
+			if d.Name() == "gvisor" && !caps.SharedMemory {
+				l.Status, l.Detail = Warn, l.Detail+"; sandboxes of one snapshot do not share its memory"
+				l.Remedy = "build Hearth with `make build`, which patches gVisor"
+			}
 		case slices.Contains(h.Wanted, d.Name()):
 			l.Status, l.Detail, l.Remedy = Fail, err.Error(), "see docs/OPERATIONS.md, or take it out of the configuration"
 		default:

@@ -48,6 +48,7 @@ type Driver interface {
 type Capabilities struct {
 	Isolation      hearth.Isolation // what stands between guest and host
 	MemorySnapshot bool             // Checkpoint keeps memory and processes
+	SharedMemory   bool             // machines of one checkpoint share the memory they only read
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }

@@ -14,8 +14,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/state/statefile"
-	"gvisor.dev/gvisor/runsc/sandbox"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -25,18 +23,21 @@ import (
 // lies, and the pages.
 const manifestFile = "machine.json"
 
-var checkpointFiles = [...]string{"checkpoint.img", "pages_meta.img", "pages.img"}
+var checkpointFiles = [...]string{"checkpoint.img", "pages_meta.img", pagesFile}
 
 // manifest says what a checkpoint must be restored over. gVisor itself only
 // notices a wrong image when it reads it, by panicking.
 type manifest struct {
-	Key     string `json:"key"`
-	Layer   string `json:"layer"`             // imageID of the root's image
-	Guest   string `json:"guest,omitempty"`   // base name of the guest image
-	GuestID string `json:"guestid,omitempty"` // its imageID
-	DiskMiB int    `json:"disk_mib"`
-	Memory  int    `json:"memory_mib"`
-	Network bool   `json:"network"`
+	ID      string    `json:"id"`             // random, one per checkpoint
+	Bytes   int64     `json:"bytes"`          // of its pages file
+	Base    []layerID `json:"base,omitempty"` // the layers that it refers to, oldest first
+	Key     string    `json:"key"`
+	Layer   string    `json:"layer"`             // imageID of the root's image
+	Guest   string    `json:"guest,omitempty"`   // base name of the guest image
+	GuestID string    `json:"guestid,omitempty"` // its imageID
+	DiskMiB int       `json:"disk_mib"`
+	Memory  int       `json:"memory_mib"`
+	Network bool      `json:"network"`
 }
 
 // imageID identifies an EROFS image by its superblock, which holds a UUID, and
@@ -67,24 +68,36 @@ func imageID(path string) (string, error) {
 }
 
 // Checkpoint writes the frozen machine. Memory that the guest has not yet read
-// since its own restore is read first.
+// since its own restore is read first, or referred to.
 func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoint, error) {
+	c := &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: append(checkpointFiles[:], manifestFile)}
 	err := m.control(ctx, "checkpoint", func() error {
 		if !m.frozen {
 			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
 		}
-		if err := m.writeManifest(dir); err != nil {
+		layered, err := m.mayRefer()
+		if err != nil {
 			return err
 		}
-		if err := m.box.Checkpoint(m.d.conf, m.id, dir, sandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true}); err != nil {
+		man, err := m.manifest()
+		if err != nil {
 			return err
 		}
-		return syncAll(dir)
+		if layered {
+			c.Base = m.base()
+			for _, l := range m.state.Layers {
+				man.Base = append(man.Base, l.layerID)
+			}
+		}
+		if err := m.box.Checkpoint(m.d.conf, m.id, dir, checkpointOpts(layered)); err != nil {
+			return err
+		}
+		return man.write(dir)
 	})
 	if err != nil {
 		return nil, diskFull(m.id, err)
 	}
-	return &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: append(checkpointFiles[:], manifestFile)}, nil
+	return c, nil
 }
 
 // diskFull gives the error of a checkpoint for which there was no room its kind.
@@ -96,29 +109,43 @@ func diskFull(id string, err error) error {
 	return hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", id)
 }
 
-func (m *machine) writeManifest(dir string) error {
-	layer, err := imageID(m.state.Layer)
-	if err != nil {
-		return err
-	}
+// manifest describes the machine's next checkpoint, as one that stands alone.
+func (m *machine) manifest() (manifest, error) {
 	man := manifest{
-		Key: m.state.Key, Layer: layer, DiskMiB: m.state.Resources.DiskMiB,
+		ID: newCheckpointID(), Key: m.state.Key, DiskMiB: m.state.Resources.DiskMiB,
 		Memory: m.state.Resources.MemoryMiB, Network: m.state.Net.NetNS != "",
+	}
+	var err error
+	if man.Layer, err = imageID(m.state.Layer); err != nil {
+		return man, err
 	}
 	if m.state.Guest != "" {
 		man.Guest = filepath.Base(m.state.Guest)
-		if man.GuestID, err = imageID(m.state.Guest); err != nil {
-			return err
-		}
+		man.GuestID, err = imageID(m.state.Guest)
 	}
+	return man, err
+}
+
+// write adds the manifest to the files that gVisor wrote, and makes all of them
+// durable.
+func (man manifest) write(dir string) error {
+	info, err := os.Stat(filepath.Join(dir, pagesFile))
+	if err != nil {
+		return err
+	}
+	man.Bytes = info.Size()
 	raw, err := json.Marshal(man)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, manifestFile), raw, 0o600)
+	if err := os.WriteFile(filepath.Join(dir, manifestFile), raw, 0o600); err != nil {
+		return err
+	}
+	return syncAll(dir)
 }
 
-// syncAll makes a checkpoint survive a power cut, and private.
+// syncAll makes a checkpoint survive a power cut, private, and nobody's to
+// change: machines may map it for as long as they run.
 func syncAll(dir string) error {
 	for _, name := range append(checkpointFiles[:], manifestFile, ".") {
 		f, err := os.Open(filepath.Join(dir, name))
@@ -126,7 +153,7 @@ func syncAll(dir string) error {
 			return err
 		}
 		if name != "." {
-			err = f.Chmod(0o600)
+			err = f.Chmod(0o400)
 		}
 		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return err
@@ -135,29 +162,38 @@ func syncAll(dir string) error {
 	return nil
 }
 
-// origin decides with which guest image a machine runs, and refuses a checkpoint
-// that does not fit this host, this build or the spec, before anything runs.
-func (d *Driver) origin(spec driver.Spec) (key, guest string, err error) {
-	if key, err = d.key(); err != nil {
-		return "", "", hearth.Wrap(hearth.Internal, err, "processor cannot be identified")
+// origin decides what a machine is made of, and refuses a checkpoint that does
+// not fit this host, this build or the spec, before anything runs.
+func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
+	if from.key, err = d.key(); err != nil {
+		return from, hearth.Wrap(hearth.Internal, err, "processor cannot be identified")
 	}
 	layer, err := imageID(spec.Layers[0])
 	if err != nil {
-		return "", "", hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(spec.Layers[0]))
+		return from, hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(spec.Layers[0]))
 	}
 	if spec.From == nil {
-		return key, d.cfg.Guest, nil
+		from.guest = d.cfg.Guest
+		return from, nil
 	}
-	if spec.From.Driver != Name || spec.From.Key != key {
-		return "", "", hearth.Errorf(hearth.FailedPrecondition, "checkpoint needs %s %q, this host is %s %q",
-			spec.From.Driver, spec.From.Key, Name, key)
+	if spec.From.Driver != Name || spec.From.Key != from.key {
+		return from, hearth.Errorf(hearth.FailedPrecondition, "checkpoint needs %s %q, this host is %s %q",
+			spec.From.Driver, spec.From.Key, Name, from.key)
 	}
 	man, err := readManifest(spec.From.Dir)
 	if err != nil {
-		return "", "", hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+		return from, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
-	guest, err = d.checkMatch(man, spec, key, layer)
-	return key, guest, err
+	if from.guest, err = d.checkMatch(man, spec, from.key, layer); err != nil {
+		return from, err
+	}
+	if from.layers, err = layersOf(spec.From, man); err != nil {
+		return from, err
+	}
+	if from.hot, err = readHot(spec.From.Dir); err != nil {
+		return from, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+	}
+	return from, nil
 }
 
 func readManifest(dir string) (manifest, error) {

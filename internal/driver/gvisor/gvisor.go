@@ -13,6 +13,12 @@
 // guest is told MemoryMiB. Three quarters of DiskMiB are the root overlay's, a
 // quarter is /tmp's; writes beyond fail with ENOSPC inside the guest.
 //
+// Memory of a checkpoint that its machines only read is not theirs: it is page
+// cache, one copy for all of them (see layers.go), which the host reclaims when it
+// needs room and reads again. It is no part of Usage.Memory. The host charges it to
+// the cgroup of whoever touched it first, where it is reclaimed before the limit
+// hurts.
+//
 // On disk: a machine's bundle is in Spec.Dir; its control socket and state are
 // in Config.Root, named by ID; Config.Root/uids holds one symbolic link per range
 // of users in use, named by its number and pointing at the machine's ID.
@@ -66,6 +72,9 @@ type Config struct {
 	// UIDBase is the first host user of the first range; 0 means 1000000. Drivers
 	// with different Roots on one host must not have overlapping ranges.
 	UIDBase uint32
+	// Unshared restores machines as plain gVisor does, with their memory their
+	// own, and writes checkpoints that refer to no other.
+	Unshared bool
 	// Log takes what happens to machines, and gVisor's own messages at Debug.
 	Log *slog.Logger
 }
@@ -126,6 +135,9 @@ func (c Config) check() error {
 	}
 	return hostproc.CheckUsers(c.UIDBase, rangeSize)
 }
+
+// share says whether machines share the pages of their checkpoints.
+func (c Config) share() bool { return sharing && !c.Unshared }
 
 // flags are runsc's, for the launcher and, through it, the sandbox.
 func (c Config) flags() []string {

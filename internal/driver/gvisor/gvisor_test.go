@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -59,12 +60,15 @@ func newLab(t testing.TB) *lab {
 	must(t, os.WriteFile(filepath.Join(dir, "r/etc/hostname"), []byte("image\n"), 0o644))
 	run(t, mkfs, "--quiet", "-E", "noinline_data", l.guest, filepath.Join(dir, "g"))
 	run(t, mkfs, "--quiet", "-E", "noinline_data", l.root, filepath.Join(dir, "r"))
+	if caps(t, l.driver(t)).SharedMemory && !strings.Contains(os.Getenv("GOFLAGS"), "hearthcow") {
+		t.Fatal("these tests are built with the patched gVisor, and their sandboxes would not be: set GOFLAGS to what `make gvisor` prints")
+	}
 	return l
 }
 
 func build(t testing.TB, out, pkg string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-o", out, pkg)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg) // as make does, which has compiled all but pkg
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, text)

@@ -32,8 +32,9 @@ type launchRequest struct {
 	Flags  []string `json:"flags"`
 	ID     string   `json:"id"`
 	Bundle string   `json:"bundle"`
-	Image  string   `json:"image"`  // checkpoint to restore; empty boots
-	Memory int64    `json:"memory"` // the cgroup's limit while the guest runs, in bytes
+	Image  string   `json:"image"` // checkpoint to restore; empty boots
+	Limit  int64    `json:"limit"` // of the cgroup's memory while the guest runs, in bytes
+	Memory memory   `json:"memory"`
 }
 
 // launchReply is what it answers.
@@ -91,7 +92,7 @@ func launch(req launchRequest) (int, error) {
 }
 
 func run(conf *config.Config, c *container.Container, req launchRequest) error {
-	limit := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &req.Memory}}
+	limit := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &req.Limit}}
 	if cg := c.Sandbox.CgroupJSON.Cgroup; cg != nil {
 		if err := cg.Update(limit); err != nil {
 			return fmt.Errorf("raising the memory limit: %w", err)
@@ -103,6 +104,7 @@ func run(conf *config.Config, c *container.Container, req launchRequest) error {
 	if req.Image == "" {
 		return c.Start(conf)
 	}
+	setMemory(c, req.Memory)
 	return c.Restore(conf, req.Image, false, true, nil)
 }
 

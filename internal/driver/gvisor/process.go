@@ -23,12 +23,13 @@ type machineState struct {
 	Layer     string            `json:"layer"`
 	Resources hearth.Resources  `json:"resources"`
 	Net       driver.Attachment `json:"net"`
+	Layers    []heldLayer       `json:"layers,omitempty"` // of its checkpoint, oldest first
 }
 
 func newState(pid int, spec driver.Spec, from origin) (machineState, error) {
 	s := machineState{
 		Key: from.key, Guest: from.guest, Layer: spec.Layers[0],
-		Resources: spec.Resources, Net: spec.Net,
+		Resources: spec.Resources, Net: spec.Net, Layers: from.layers,
 	}
 	var err error
 	s.Process, err = hostproc.Identify(pid)

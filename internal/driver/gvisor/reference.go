@@ -18,9 +18,12 @@ func (d *Driver) Reference(spec driver.Spec) ([]string, error) {
 	if err := d.checkSpec(spec); err != nil {
 		return nil, err
 	}
-	_, guest, err := d.origin(spec)
+	from, err := d.origin(spec)
 	if err != nil {
 		return nil, err
+	}
+	if len(from.layers) > 1 {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "gVisor's own command line cannot restore a checkpoint that refers to another")
 	}
 	if err := os.MkdirAll(d.cfg.Root, 0o711); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "gvisor root cannot be made")
@@ -29,7 +32,7 @@ func (d *Driver) Reference(spec driver.Spec) ([]string, error) {
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no range of user IDs can be reserved")
 	}
-	if err := writeBundle(spec.Dir, d.ociSpec(spec, guest, firstUID)); err != nil {
+	if err := writeBundle(spec.Dir, d.ociSpec(spec, from.guest, firstUID)); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "machine's directory cannot be written")
 	}
 	flags := d.cfg.flags()

@@ -30,7 +30,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 	if err := d.checkSpec(spec); err != nil {
 		return nil, err
 	}
-	key, guest, err := d.origin(spec)
+	from, err := d.origin(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,8 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 		}
 		return nil, hearth.Wrap(hearth.Internal, err, "no range of user IDs can be reserved")
 	}
-	m, err := d.start(ctx, spec, origin{key: key, guest: guest, firstUID: firstUID})
+	from.firstUID = firstUID
+	m, err := d.start(ctx, spec, from)
 	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
@@ -58,6 +59,8 @@ type origin struct {
 	key      string // of the checkpoints it will write
 	guest    string // guest image, absolute
 	firstUID uint32
+	layers   []heldLayer // of the checkpoint, oldest first, its own last
+	hot      []uint64
 }
 
 func (d *Driver) checkSpec(spec driver.Spec) error {
@@ -84,13 +87,17 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 		Flags:  append(d.cfg.flags(), "--panic-log="+filepath.Join(spec.Dir, "panic.log")),
 		ID:     spec.ID,
 		Bundle: filepath.Join(spec.Dir, bundleDir),
-		Memory: memoryLimit(spec.Resources),
+		Limit:  memoryLimit(spec.Resources),
 	}
 	if spec.Net.NetNS == "" {
 		req.Flags = withoutNetwork(req.Flags)
 	}
 	if spec.From != nil {
 		req.Image = spec.From.Dir
+		req.Memory = memory{Share: d.cfg.share(), Hot: from.hot}
+		for _, l := range from.layers[:len(from.layers)-1] {
+			req.Memory.Layers = append(req.Memory.Layers, filepath.Join(l.Dir, pagesFile))
+		}
 	}
 	con, err := newConsole(spec.From == nil)
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 )
 
 // gvisorVersion is the pinned gVisor module, and sentryRevision counts our own
-// changes to what a checkpoint holds. Together they decide whether a checkpoint
+// changes to what a checkpoint holds; pageFormat names that of a patched gVisor.
+// Together they decide whether a checkpoint
 // of another build of Hearth can be restored; a test compares the first with go.mod.
 const (
 	gvisorVersion  = "v0.0.0-20260905035102-160fafc42237"
@@ -25,7 +26,9 @@ const (
 //go:linkname sentryVersion gvisor.dev/gvisor/runsc/version.version
 var sentryVersion string
 
-func stampVersion() { sentryVersion = fmt.Sprintf("%s+hearth.%d", gvisorVersion, sentryRevision) }
+func stampVersion() {
+	sentryVersion = fmt.Sprintf("%s+hearth.%d", gvisorVersion, sentryRevision) + pageFormat
+}
 
 // checkpointKey names everything a checkpoint depends on: the sentry, the
 // platform and the processor. The host's kernel is not part of it: guests see
@@ -41,7 +44,7 @@ func checkpointKey() (string, error) {
 		return "", fmt.Errorf("/proc/cpuinfo lists no features")
 	}
 	sum := sha256.Sum256([]byte(features))
-	return fmt.Sprintf("%s+hearth.%d/systrap/%s/%s", gvisorVersion, sentryRevision, model, hex.EncodeToString(sum[:6])), nil
+	return fmt.Sprintf("%s+hearth.%d%s/systrap/%s/%s", gvisorVersion, sentryRevision, pageFormat, model, hex.EncodeToString(sum[:6])), nil
 }
 
 // processor reads the first processor's identity and its sorted feature list.

@@ -59,6 +59,7 @@ func (g *guest) routes() http.Handler {
 	mux.HandleFunc("/fill", fill)
 	mux.HandleFunc("/fork", fork)
 	mux.HandleFunc("/mount", mount)
+	mux.HandleFunc("/start", start)
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code")) })
 	mux.HandleFunc("/console", func(_ http.ResponseWriter, r *http.Request) { flood(number(r, "mib")) })
 	return mux
@@ -175,6 +176,21 @@ func bomb(max string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
+}
+
+// start starts a program, whose output goes to the console.
+func start(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil || len(r.Form["arg"]) == 0 {
+		http.Error(w, "no arg", http.StatusBadRequest)
+		return
+	}
+	cmd := exec.Command(r.Form["arg"][0], r.Form["arg"][1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Start(); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	go cmd.Wait()
 }
 
 // mount does what root of a sandbox expects to be able to do.

@@ -1,0 +1,29 @@
+//go:build hearthcow
+
+package gvisor
+
+import (
+	"gvisor.dev/gvisor/pkg/state/statefile"
+	"gvisor.dev/gvisor/runsc/boot"
+	"gvisor.dev/gvisor/runsc/container"
+	"gvisor.dev/gvisor/runsc/sandbox"
+)
+
+// sharing says that gVisor is built with our patches, and pageFormat names what
+// they make of checkpoints: ones of another format are refused.
+const (
+	sharing    = true
+	pageFormat = "+cow.1"
+)
+
+// setMemory tells a created sandbox where its pages come from.
+func setMemory(c *container.Container, m memory) {
+	c.Sandbox.Share = sandbox.ShareOpts{ShareOpts: boot.ShareOpts{Enabled: m.Share, Hot: m.Hot}, Files: m.Layers}
+}
+
+func checkpointOpts(layered bool) sandbox.CheckpointOpts {
+	return sandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true, Layered: layered}
+}
+
+// touchedPages asks a sandbox which pages of its checkpoint it has copied.
+func touchedPages(box *sandbox.Sandbox) ([]uint64, error) { return box.TouchedPages() }
