@@ -117,7 +117,7 @@ func (p *picture) axes(c Chart) {
 	p.line(x, y, x, top, ink)
 	p.text(width/2, 22, c.Title, middle)
 	p.text((left+width-right)/2, height-bottom+40, c.X, middle)
-	p.text(left, top-10, c.Y, middle)
+	p.text(12, top-16, c.Y, begin)
 	p.text(left, height-14, c.Note, begin)
 }
 
