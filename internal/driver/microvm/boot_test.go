@@ -2,17 +2,23 @@ package microvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"hearth/internal/driver/microvm/channel"
+	"hearth/internal/hearth"
 )
 
 // machine is one virtual machine that is emulated in software, with testguest
@@ -186,27 +192,149 @@ func (m *machine) get(path string) string {
 	}
 }
 
+// TestBoot goes through what a machine's life has, with one machine: every boot
+// is expensive.
 func TestBoot(t *testing.T) {
 	began := time.Now()
-	m := start(t, 128, "/init")
+	m := start(t, 256, "/init")
 	t.Logf("session after %s", time.Since(began))
-	m.configure(channel.Settings{Hostname: "box"})
+	if _, err := m.channel.Dial(t.Context(), 8080); hearth.KindOf(err) != hearth.FailedPrecondition {
+		t.Errorf("Dial before Configure: %v", err)
+	}
+	lan := channel.Settings{
+		Hostname: "box", Device: "eth0", MAC: "02:00:00:00:00:02",
+		Address: netip.MustParsePrefix("10.3.0.2/30"), Gateway: netip.MustParseAddr("10.3.0.1"),
+	}
+	m.configure(lan)
 	m.get("/ticks")
 	t.Logf("first answer after %s", time.Since(began))
-	var mib int
-	var full bool
+	for path, want := range map[string]string{
+		"/proc/sys/kernel/hostname": "box\n", "/sys/class/net/eth0/address": "02:00:00:00:00:02\n",
+		"/proc/self/status": "NSpid:\t1\n", "/proc/net/route": "eth0\t00000000\t0100030A\t", "/proc/self/cgroup": "0::/\n",
+		"/proc/self/limits": "Max open files            1048576",
+	} {
+		if got := m.get("/file?path=" + path); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q in it", path, got, want)
+		}
+	}
+	if _, err := m.channel.Dial(t.Context(), 81); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port where nothing listens: %v", err)
+	}
+	m.quota()
+	m.get("/mount")
+	began = time.Now()
+	m.get("/console?mib=16")
+	t.Logf("32 MiB to the console took %s", time.Since(began))
+	m.forks()
+	m.reconnect(lan)
+	m.exits()
+}
+
+// quota fills the disk from two places.
+func (m *machine) quota() {
+	m.Helper()
 	total := 0
 	for _, path := range []string{"/root/big", "/tmp/big"} {
+		var mib int
+		var full bool
 		answer := m.get("/fill?mib=1024&path=" + path)
 		if _, err := fmt.Sscanf(answer, "%d %t", &mib, &full); err != nil || !full {
-			t.Errorf("%s: %q, want a full disk", path, answer)
+			m.Errorf("%s: %q, want a full disk", path, answer)
 		}
 		total += mib
 	}
 	if total < 60 || total > 64 {
-		t.Errorf("%d MiB could be written on a disk of 64", total)
+		m.Errorf("%d MiB could be written on a disk of 64", total)
 	}
-	if name := m.get("/file?path=/proc/sys/kernel/hostname"); name != "box\n" {
-		t.Errorf("hostname %q", name)
+}
+
+// forks lets users and root fork without end: both are stopped, and it is the
+// first program that lives on.
+func (m *machine) forks() {
+	m.Helper()
+	for _, uid := range []int{1000, 0} {
+		n, err := strconv.Atoi(m.get(fmt.Sprintf("/fork?max=5000&uid=%d", uid)))
+		m.Logf("user %d could start %d processes", uid, n)
+		if err != nil || n < 32 || n > 1000 {
+			m.Errorf("user %d could start %d processes, %v", uid, n, err)
+		}
 	}
+}
+
+// reconnect is what a host does that has been killed in the middle of a frame.
+func (m *machine) reconnect(s channel.Settings) {
+	m.Helper()
+	old, err := m.channel.Dial(m.Context(), 8080)
+	if err != nil {
+		m.Fatal(err)
+	}
+	_ = m.channel.Close()
+	if _, err := old.Read(make([]byte, 1)); err == nil {
+		m.Error("a connection of a closed channel lives on")
+	}
+	half, err := net.Dial("unix", m.socket)
+	if err != nil {
+		m.Fatal(err)
+	}
+	_, _ = half.Write([]byte("\xc2\x3d\x10\x00half a frame"))
+	_ = half.Close()
+	m.connect()
+	if _, err := m.channel.Dial(m.Context(), 8080); hearth.KindOf(err) != hearth.FailedPrecondition {
+		m.Errorf("Dial in a new session: %v", err)
+	}
+	s.Restored = true
+	m.configure(s)
+	m.get("/ticks")
+}
+
+// exits ends the first program: the machine reports it and ends.
+func (m *machine) exits() {
+	m.Helper()
+	go func() {
+		req, _ := http.NewRequest(http.MethodGet, "http://guest/exit?code=7", nil)
+		if res, err := m.http.Do(req); err == nil {
+			_ = res.Body.Close()
+		}
+	}()
+	m.ends(channel.Exit{Code: 7})
+}
+
+func (m *machine) ends(want channel.Exit) {
+	m.Helper()
+	ctx, cancel := context.WithTimeout(m.Context(), 60*time.Second)
+	defer cancel()
+	got, err := m.channel.Wait(ctx)
+	if err != nil || got != want {
+		m.Errorf("the machine ended with %+v, %v; want %+v", got, err, want)
+	}
+	select {
+	case err := <-m.ended:
+		if err != nil {
+			m.Errorf("the monitor ended with %v", err)
+		}
+		m.ended <- nil // for the clean-up
+	case <-ctx.Done():
+		m.Error("the monitor goes on after the machine has ended")
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	m := start(t, 128, "/init")
+	m.configure(channel.Settings{})
+	m.get("/ticks")
+	began := time.Now()
+	go func() {
+		req, _ := http.NewRequest(http.MethodGet, "http://guest/hog?mib=2048", nil)
+		if res, err := m.http.Do(req); err == nil {
+			_ = res.Body.Close()
+		}
+	}()
+	m.ends(channel.Exit{Code: 137, Signal: 9, OOM: true})
+	t.Logf("out of memory after %s", time.Since(began))
+}
+
+// TestBadRoot: a machine whose first program is not there says so, and ends.
+func TestBadRoot(t *testing.T) {
+	m := start(t, 128, "/nothing")
+	m.ends(channel.Exit{Code: 1, Reason: "start /nothing: no such file or directory"})
 }
