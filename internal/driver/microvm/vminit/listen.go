@@ -114,7 +114,10 @@ func (m *machine) serveVsock() error {
 		}
 		conn := os.NewFile(uintptr(fd), "vsock")
 		before = conn
-		go func() { _ = channel.Serve(conn, m) }()
+		go func() {
+			_ = channel.Serve(conn, m)
+			_ = conn.Close()
+		}()
 	}
 }
 
