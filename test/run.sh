@@ -47,5 +47,9 @@ step "the driver with gVisor as it is published"
 export GOFLAGS=$stock
 go test -timeout 10m -run 'TestConformance|TestStock' ./internal/driver/gvisor
 
+step "virtual machines, emulated in software"
+deploy/apt-install.sh qemu-system-x86 e2fsprogs
+HEARTH_TEST_VM=1 go test -count=1 -timeout 10m -run 'TestBoot|TestOutOfMemory|TestBadRoot' ./internal/driver/microvm
+
 step "virtual machines with KVM, in an emulated host"
 make test-kvm
