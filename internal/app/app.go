@@ -319,11 +319,7 @@ func (a *App) openControl(ctx context.Context) error {
 }
 
 func (a *App) openBuilder(ctx context.Context) error {
-	dir := a.cfg.Cache
-	if dir == "" {
-		dir = a.path("cache")
-	}
-	a.cache = image.NewCache(dir)
+	a.cache = image.NewCache(cacheDir(a.cfg))
 	bin, err := embedded.Binary()
 	if err != nil {
 		return err
