@@ -190,8 +190,8 @@ func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
 	if from.layers, err = layersOf(spec.From, man); err != nil {
 		return from, err
 	}
-	if from.hot, err = readHot(spec.From.Dir); err != nil {
-		return from, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+	if d.cfg.share() {
+		from.hot = d.lessons.of(man.ID, man.Bytes).Hot
 	}
 	return from, nil
 }

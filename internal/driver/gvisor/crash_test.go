@@ -29,6 +29,7 @@ const starterEnv = "HEARTH_TEST_STARTER"
 type starterJob struct {
 	Config gvisor.Config
 	Spec   driver.Spec
+	From   string // Spec.From.Dir, which JSON leaves out
 }
 
 func TestMain(m *testing.M) {
@@ -43,6 +44,9 @@ func startAndWait(raw string) int {
 	if err := json.Unmarshal([]byte(raw), &job); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if job.Spec.From != nil {
+		job.Spec.From.Dir = job.From
 	}
 	d, err := gvisor.New(job.Config)
 	if err != nil {
@@ -67,7 +71,11 @@ func (l *lab) starter(t *testing.T, spec driver.Spec) (*exec.Cmd, *bufio.Reader)
 	t.Helper()
 	cfg := l.config(t)
 	cfg.Log = (*slog.Logger)(nil)
-	raw, err := json.Marshal(starterJob{Config: cfg, Spec: spec})
+	job := starterJob{Config: cfg, Spec: spec}
+	if spec.From != nil {
+		job.From = spec.From.Dir
+	}
+	raw, err := json.Marshal(job)
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), starterEnv+"="+string(raw))
@@ -115,10 +123,19 @@ func TestMachineOutlivesItsStarter(t *testing.T) {
 func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 	l := newLab(t)
 	d := l.driver(t)
+	m, err := d.Start(t.Context(), l.spec(t, "conf-crash", 214))
+	must(t, err)
+	must(t, m.Freeze(t.Context()))
+	from, err := m.Checkpoint(t.Context(), t.TempDir())
+	must(t, err)
+	must(t, m.Close(t.Context()))
 	before := l.count(t)
 	t.Run("crashes", func(t *testing.T) {
 		for i := range 14 {
 			spec := l.spec(t, fmt.Sprintf("conf-crash-%d", i), 200+i)
+			if i%2 == 1 {
+				spec.From = from // half of them are restored
+			}
 			cmd, out := l.starter(t, spec)
 			started := make(chan struct{})
 			go func() { defer close(started); _, _ = out.ReadBytes('\n') }()

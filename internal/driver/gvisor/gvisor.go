@@ -21,7 +21,8 @@
 //
 // On disk: a machine's bundle is in Spec.Dir; its control socket and state are
 // in Config.Root, named by ID; Config.Root/uids holds one symbolic link per range
-// of users in use, named by its number and pointing at the machine's ID.
+// of users in use, named by its number and pointing at the machine's ID;
+// Config.Root/hot holds what was learned of checkpoints (hot.go).
 package gvisor
 
 import (
@@ -85,6 +86,8 @@ type Driver struct {
 	conf *config.Config // of the control calls
 	uids *hostproc.Users
 	key  func() (string, error) // checkpointKey, read once
+
+	lessons lessons
 }
 
 // New checks cfg and returns a driver. It neither reads nor writes the host.
@@ -118,7 +121,8 @@ func New(cfg Config) (*Driver, error) {
 	log.SetLevel(log.Warning)
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
-		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
+		lessons: lessons{dir: filepath.Join(cfg.Root, "hot")},
+		uids:    hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }
 

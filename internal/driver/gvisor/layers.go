@@ -2,9 +2,7 @@ package gvisor
 
 import (
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,15 +26,7 @@ import (
 // descriptors are read-only, and on the host the files are without permission to
 // write; a checkpoint refuses to refer to a layer that is not what it was.
 
-const (
-	pagesFile = "pages.img"
-
-	// hotFile is a JSON array of page offsets in the pages file, [start, end)
-	// pairs in ascending order: what restored machines are known to write to at
-	// once, and therefore read in advance. Checkpoints need not have one.
-	hotFile = "hot.json"
-	maxHot  = 1 << 20 // bytes of it
-)
+const pagesFile = "pages.img"
 
 // memory is where a restored machine gets its pages from, as the launcher is told.
 type memory struct {
@@ -151,70 +141,4 @@ func (m *machine) base() *driver.Checkpoint {
 		c = &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: l.Dir, Files: l.Files, Base: c}
 	}
 	return c
-}
-
-// readHot reads a checkpoint's hot list; without one it is empty.
-func readHot(dir string) ([]uint64, error) {
-	f, err := os.Open(filepath.Join(dir, hotFile))
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxHot+1))
-	if err != nil {
-		return nil, err
-	}
-	return parseHot(raw)
-}
-
-func parseHot(raw []byte) ([]uint64, error) {
-	if len(raw) > maxHot {
-		return nil, fmt.Errorf("%s has more than %d bytes", hotFile, maxHot)
-	}
-	var list []uint64
-	if err := json.Unmarshal(raw, &list); err != nil {
-		return nil, fmt.Errorf("%s: %w", hotFile, err)
-	}
-	last := uint64(0)
-	for i, off := range list {
-		if off%pageSize != 0 || i > 0 && off <= last {
-			return nil, fmt.Errorf("%s: offset %d after %d", hotFile, off, last)
-		}
-		last = off
-	}
-	if len(list)%2 != 0 {
-		return nil, fmt.Errorf("%s has an odd number of offsets", hotFile)
-	}
-	return list, nil
-}
-
-const (
-	pageSize = 4096
-	hotGap   = 16 * pageSize // less between two ranges does not part them: reading is cheaper than a fault
-)
-
-// hotRanges makes a hot list of what a machine touched, in the order of
-// touching. What does not lie within size bytes is not from our files: a sandbox
-// may say anything.
-func hotRanges(touched []uint64, size int64) []uint64 {
-	var ranges [][2]uint64
-	for i := 0; i+1 < len(touched); i += 2 {
-		r := [2]uint64{touched[i] &^ (pageSize - 1), (touched[i+1] + pageSize - 1) &^ (pageSize - 1)}
-		if r[0] < r[1] && r[1] <= uint64(size) {
-			ranges = append(ranges, r)
-		}
-	}
-	slices.SortFunc(ranges, func(a, b [2]uint64) int { return slices.Compare(a[:], b[:]) })
-	var list []uint64
-	for _, r := range ranges {
-		if n := len(list); n > 0 && r[0] <= list[n-1]+hotGap {
-			list[n-1] = max(list[n-1], r[1])
-			continue
-		}
-		list = append(list, r[0], r[1])
-	}
-	return list
 }

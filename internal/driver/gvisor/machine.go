@@ -251,7 +251,9 @@ func (m *machine) traffic() (rx, tx int64) {
 
 // Close kills the sandbox and removes all there is of the machine.
 func (m *machine) Close(ctx context.Context) error {
-	m.closing.Store(true)
+	if !m.closing.Swap(true) {
+		m.learn(ctx)
+	}
 	if conn, err := m.pidfd.SyscallConn(); err == nil { // else, as below, it has ended
 		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
 	}

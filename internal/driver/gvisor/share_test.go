@@ -1,11 +1,15 @@
 package gvisor_test
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -226,5 +230,108 @@ func TestUsageLeavesSharedPagesOut(t *testing.T) {
 	alone, shared := used(plain), used(w.l.driver(t))
 	if saved := alone - shared; saved < pages(t, base)/2 {
 		t.Errorf("%d bytes with sharing, %d without, of %d bytes of pages", shared, alone, pages(t, base))
+	}
+}
+
+// What one machine did spares the next most of its copies, and is as right.
+func TestLessonSparesCopies(t *testing.T) {
+	w := sharingLab(t)
+	base := w.seed(t)
+	known := func() (n int64) {
+		files, err := filepath.Glob(filepath.Join(w.l.dir, "run", "hot", "*"))
+		must(t, err)
+		if len(files) != 1 {
+			t.Fatalf("lessons: %v", files)
+		}
+		raw, err := os.ReadFile(files[0])
+		must(t, err)
+		var lesson struct{ Hot []int64 }
+		must(t, json.Unmarshal(raw, &lesson))
+		for hot := lesson.Hot; len(hot) > 0; hot = hot[2:] {
+			n += hot[1] - hot[0]
+		}
+		return n
+	}
+	used := func() int64 {
+		m := w.start(t, w.l.driver(t), base, 0)
+		if _, err := m.ask(t, "GET", "/ticks", nil); err != nil {
+			t.Fatal(err)
+		}
+		u, err := m.Usage(t.Context())
+		must(t, err)
+		m.play(t)
+		must(t, m.Close(t.Context()))
+		return u.Memory
+	}
+	before := used()
+	n := known()
+	if after := used(); n < 1<<20 || after < before+n/2 {
+		t.Errorf("%d bytes are known to be written; a machine starts with %d bytes, and with %d before that was known", n, after, before)
+	}
+}
+
+// A checkpoint of a restored machine for which there is no room leaves the
+// machine as it was: it goes on, and the next one is layered and whole.
+func TestFailedLayeredCheckpoint(t *testing.T) {
+	w := sharingLab(t)
+	base := w.seed(t)
+	m := w.start(t, w.l.driver(t), base, 0)
+	full := filepath.Join(w.l.dir, "full")
+	must(t, os.Mkdir(full, 0o700))
+	must(t, unix.Mount("tmpfs", full, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() { must(t, unix.Unmount(full, unix.MNT_DETACH)) })
+	for dir, kind := range map[string]hearth.Kind{full: hearth.ResourceExhausted, filepath.Join(w.l.dir, "missing"): hearth.Internal} {
+		must(t, m.Freeze(t.Context()))
+		if _, err := m.Checkpoint(t.Context(), dir); hearth.KindOf(err) != kind {
+			t.Errorf("checkpoint into %s: %v", filepath.Base(dir), err)
+		}
+		must(t, m.Thaw(t.Context()))
+		m.play(t)
+	}
+	c := m.take(t)
+	if c.Base == nil {
+		t.Error("after a failure the checkpoint stands alone")
+	}
+	must(t, m.Close(t.Context()))
+	w.start(t, w.l.driver(t), c, m.generation).play(t)
+}
+
+// A sandbox that is killed while its layered checkpoint is written leaves
+// nothing, and its base as it was.
+func TestKillWhileACheckpointIsWritten(t *testing.T) {
+	w := sharingLab(t)
+	base := w.seed(t)
+	content, before := sums(t, base), w.l.count(t)
+	t.Run("kills", func(t *testing.T) {
+		for _, after := range []time.Duration{0, 3, 10, 30, 60} {
+			m := w.start(t, w.l.driver(t), base, 0)
+			if _, err := m.ask(t, "GET", "/ticks", nil); err != nil {
+				t.Fatal(err)
+			}
+			must(t, m.Freeze(t.Context()))
+			var state struct{ PID int }
+			must(t, json.Unmarshal(m.Handle().State, &state))
+			result := make(chan error, 1)
+			go func() {
+				_, err := m.Checkpoint(context.WithoutCancel(t.Context()), t.TempDir())
+				result <- err
+			}()
+			<-time.After(after * time.Millisecond)
+			must(t, unix.Kill(state.PID, unix.SIGKILL))
+			if err := <-result; err != nil && hearth.KindOf(err) != hearth.NotFound && hearth.KindOf(err) != hearth.Internal {
+				t.Errorf("killed after %d ms: %v", after, err)
+			}
+			<-m.Done()
+			must(t, m.Close(t.Context()))
+		}
+	})
+	after := w.l.count(t)
+	delete(before, "descriptors") // closed behind a caller's back
+	delete(after, "descriptors")
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("before %v, after %v", before, after)
+	}
+	if sums(t, base) != content {
+		t.Error("the base was changed")
 	}
 }

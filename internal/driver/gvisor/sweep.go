@@ -81,7 +81,7 @@ func (d *Driver) Purge() error {
 	if len(used) > 0 {
 		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
 	}
-	var errs []error
+	errs := []error{os.RemoveAll(d.lessons.dir)}
 	for _, dir := range append(d.cgroup("").Dirs(), filepath.Join(d.cfg.Root, usersDir), d.cfg.Root) {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
