@@ -101,7 +101,7 @@ var admitted = map[string][]string{
 	"google.golang.org/protobuf":             {"internal/gen", "internal/guest", "client"},
 	"github.com/creack/pty":                  {"internal/guest/process"},
 	"github.com/fsnotify/fsnotify":           {"internal/guest/files"},
-	"github.com/klauspost/compress":          {"internal/image", "internal/blob", "internal/driver/microvm"},
+	"github.com/klauspost/compress":          {"internal/image", "internal/blob", "internal/node/agent/parcel", "internal/driver/microvm"},
 	"github.com/google/go-cmp":               {"internal/store/storetest"},
 	"golang.org/x/image":                     {"internal/bench/plot"},
 	"golang.org/x/sys":                       nil, // anywhere

@@ -134,7 +134,7 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		}
 		snap.Files = append(snap.Files, f)
 	}
-	if err := s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap}); err != nil {
+	if err := s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap}, ""); err != nil {
 		return nil, err
 	}
 	s.nudge()
@@ -162,8 +162,9 @@ func (s *Shelf) base(ctx context.Context, snap *hearth.Snapshot, c *driver.Check
 	return hearth.Errorf(hearth.Internal, "driver %s refers to a checkpoint that the machine was not restored from", c.Driver)
 }
 
-// enter makes a snapshot whose files are there: from now on it is found.
-func (s *Shelf) enter(ctx context.Context, m manifest) (err error) {
+// enter makes a snapshot whose files are there: from now on it is found; or, with
+// a holder, there for it alone, and for those that refer to it.
+func (s *Shelf) enter(ctx context.Context, m manifest, holder string) (err error) {
 	if m.SHA256, err = m.sum(); err != nil {
 		return err
 	}
@@ -178,7 +179,15 @@ func (s *Shelf) enter(ctx context.Context, m manifest) (err error) {
 		return err
 	}
 	// In the graph before it is on disk: an error may come after the write.
-	g.add(m.Snapshot.ID, s.node(&m.Snapshot, marks{raw: true, entered: s.now()}))
+	id := m.Snapshot.ID
+	g.add(id, s.node(&m.Snapshot, marks{raw: true, removed: holder != "", entered: s.now()}))
+	if holder != "" {
+		g.holders[holder] = id
+		g.held[id]++
+		if err := s.blobs.Put(ctx, prefix(id)+removedName, bytes.NewReader(nil), 0); err != nil {
+			return DiskError(err, "the snapshot cannot be kept")
+		}
+	}
 	if err := s.blobs.Put(ctx, prefix(m.Snapshot.ID)+manifestName, bytes.NewReader(raw), int64(len(raw))); err != nil {
 		return DiskError(err, "the snapshot cannot be kept")
 	}
