@@ -95,7 +95,7 @@ var _ blob.Archive = (*Store)(nil)
 // where only the caller removes what a crash leaves. With a key all that is
 // written is encrypted; what was not can still be read.
 func New(blobs blob.Store, tmp string, key *Key) (*Store, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no compressor")
 	}

@@ -265,30 +265,44 @@ func (c *Contents) check() error {
 		return hearth.Errorf(hearth.InvalidArgument, "there are %d layers, more than %d", len(c.Layers), maxFiles)
 	}
 	sizes := map[string]int64{}
-	for i, s := range c.Snapshots {
-		want := hearth.SnapshotID("")
-		if i+1 < len(c.Snapshots) {
-			want = c.Snapshots[i+1].ID
+	for i := range c.Snapshots {
+		if err := c.checkSnapshot(i); err != nil {
+			return err
 		}
-		if s.ID == "" || s.Base != want || i > 0 && (s.Driver != c.Snapshots[0].Driver || s.Key != c.Snapshots[0].Key) {
-			return hearth.Errorf(hearth.InvalidArgument, "snapshot %d does not refer to the next one, or needs another driver", i+1)
-		}
-		if len(s.Driver) > 100 || len(s.Key) > 4096 || len(s.Files) > maxFiles {
-			return hearth.Errorf(hearth.InvalidArgument, "snapshot %d has %d files or names that are too long", i+1, len(s.Files))
-		}
-		names := map[string]bool{}
-		for _, f := range s.Files {
-			if names[f.Name] || f.Name == "" || f.Name == "." || f.Name == ".." || len(f.Name) > 100 || strings.ContainsAny(f.Name, "/\x00") {
-				return hearth.Errorf(hearth.InvalidArgument, "snapshot %d has a file %q, or has it twice", i+1, f.Name)
-			}
-			names[f.Name] = true
-			if err := fits(sizes, f.SHA256, f.Bytes); err != nil {
-				return err
-			}
+		if err := checkFiles(c.Snapshots[i].Files, sizes); err != nil {
+			return err
 		}
 	}
 	for _, l := range c.Layers {
 		if err := fits(sizes, l.SHA256, l.Bytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Contents) checkSnapshot(i int) error {
+	s, below := c.Snapshots[i], hearth.SnapshotID("")
+	if i+1 < len(c.Snapshots) {
+		below = c.Snapshots[i+1].ID
+	}
+	if s.ID == "" || s.Base != below || s.Driver != c.Snapshots[0].Driver || s.Key != c.Snapshots[0].Key {
+		return hearth.Errorf(hearth.InvalidArgument, "snapshot %d does not refer to the next one, or needs another driver", i+1)
+	}
+	if len(s.Driver) > 100 || len(s.Key) > 4096 || len(s.Files) > maxFiles {
+		return hearth.Errorf(hearth.InvalidArgument, "snapshot %d has %d files or names that are too long", i+1, len(s.Files))
+	}
+	return nil
+}
+
+func checkFiles(files []hearth.File, sizes map[string]int64) error {
+	names := map[string]bool{"": true, ".": true, "..": true}
+	for _, f := range files {
+		if names[f.Name] || len(f.Name) > 100 || strings.ContainsAny(f.Name, "/\x00") {
+			return hearth.Errorf(hearth.InvalidArgument, "a snapshot has a file %q, or has it twice", f.Name)
+		}
+		names[f.Name] = true
+		if err := fits(sizes, f.SHA256, f.Bytes); err != nil {
 			return err
 		}
 	}

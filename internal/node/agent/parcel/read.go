@@ -74,46 +74,52 @@ func Read(ctx context.Context, r io.Reader, limit int64, to Taker) (*Contents, e
 // readDocuments reads what comes before the big files: each names the next by its
 // hash, and the manifest lists what the contents need, no more and no less.
 func readDocuments(t *tar.Reader) (*Contents, error) {
-	var raw [4][]byte
-	want := [4]string{"oci-layout", "index.json"}
 	var ix index
 	var m manifest
 	var c Contents
-	for i, into := range []any{&struct{}{}, &ix, &m, &c} {
-		h, err := t.Next()
-		if err != nil {
-			return nil, broken(err)
-		}
-		if h.Typeflag != tar.TypeReg || h.Size < 0 || h.Size > maxText || h.Name != want[i] {
-			return nil, hearth.Errorf(hearth.InvalidArgument, "the file has an entry %.80q of %d bytes, which no snapshot has there", h.Name, h.Size)
-		}
-		if raw[i], err = io.ReadAll(t); err != nil {
-			return nil, broken(err)
-		}
-		if err := json.Unmarshal(raw[i], into); err != nil {
-			return nil, broken(err)
-		}
-		switch i {
-		case 1:
-			if len(ix.Manifests) != 1 || ix.Manifests[0].ArtifactType != ArtifactType {
-				return nil, hearth.Errorf(hearth.InvalidArgument, "the file has an image layout, but no snapshot in it")
-			}
-			want[2] = nameOf(bare(ix.Manifests[0].Digest))
-		case 2:
-			want[3] = nameOf(bare(m.Config.Digest))
-		}
+	if _, err := document(t, "oci-layout", &struct{}{}); err != nil {
+		return nil, err
 	}
-	if text(manifestType, raw[2]).Digest != ix.Manifests[0].Digest || text(ConfigType, raw[3]).Digest != m.Config.Digest {
+	if _, err := document(t, "index.json", &ix); err != nil {
+		return nil, err
+	}
+	if len(ix.Manifests) != 1 || ix.Manifests[0].ArtifactType != ArtifactType {
+		return nil, hearth.Errorf(hearth.InvalidArgument, "the file has an image layout, but no snapshot in it")
+	}
+	man, err := document(t, nameOf(bare(ix.Manifests[0].Digest)), &m)
+	if err != nil {
+		return nil, err
+	}
+	config, err := document(t, nameOf(bare(m.Config.Digest)), &c)
+	if err != nil {
+		return nil, err
+	}
+	if text(manifestType, man).Digest != ix.Manifests[0].Digest || text(ConfigType, config).Digest != m.Config.Digest {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "the file is damaged: its manifest or its config is not what was written")
 	}
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	blobs := c.Blobs()
-	if !slices.EqualFunc(m.Layers, blobs, func(d descriptor, b Blob) bool { return d == b.descriptor() }) {
+	if !slices.EqualFunc(m.Layers, c.Blobs(), func(d descriptor, b Blob) bool { return d == b.descriptor() }) {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "the file is damaged: it has not the files that its snapshots need")
 	}
 	return &c, nil
+}
+
+// document reads the next entry, which must be JSON under that name.
+func document(t *tar.Reader, name string, into any) ([]byte, error) {
+	h, err := t.Next()
+	if err != nil {
+		return nil, broken(err)
+	}
+	if h.Typeflag != tar.TypeReg || h.Size < 0 || h.Size > maxText || h.Name != name {
+		return nil, hearth.Errorf(hearth.InvalidArgument, "the file has an entry %.80q of %d bytes, which no snapshot has there", h.Name, h.Size)
+	}
+	raw, err := io.ReadAll(t)
+	if err != nil {
+		return nil, broken(err)
+	}
+	return raw, broken(json.Unmarshal(raw, into))
 }
 
 // next goes to the next entry, which must be the one that comes.

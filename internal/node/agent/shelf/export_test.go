@@ -1,7 +1,6 @@
 package shelf
 
 import (
-	"encoding/json"
 	"testing"
 
 	"hearth/internal/hearth"
@@ -10,14 +9,18 @@ import (
 // Encode makes a manifest's bytes.
 func Encode(t *testing.T, owner hearth.SandboxID, snap hearth.Snapshot) []byte {
 	t.Helper()
-	m := manifest{Sandbox: owner, Snapshot: snap}
-	var err error
-	if m.SHA256, err = m.sum(); err != nil {
-		t.Fatal(err)
-	}
-	raw, err := json.Marshal(m)
+	raw, err := manifest{Sandbox: owner, Snapshot: snap}.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return raw
+}
+
+// Parse reads a manifest.
+func Parse(raw []byte, id hearth.SnapshotID) (*hearth.Snapshot, error) {
+	m, err := parse(raw, id)
+	if err != nil {
+		return nil, err
+	}
+	return &m.Snapshot, nil
 }

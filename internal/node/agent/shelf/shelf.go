@@ -31,6 +31,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,23 +50,40 @@ const (
 	maxManifest  = 1 << 20   // bytes that are read back
 )
 
-// manifest is the JSON of manifest.json. It holds no secrets. SHA256 is that of
-// the other two fields, encoded with an empty SHA256; manifests of the first
-// version of this format have none, and no Base.
+// manifest says what a snapshot is, and whose.
 type manifest struct {
+	Sandbox  hearth.SandboxID
+	Snapshot hearth.Snapshot
+}
+
+// manifestFile is the JSON of manifest.json. It holds no secrets. SHA256 is that
+// of the sandbox, a line feed, and the bytes of the snapshot as they stand, so
+// that a later server, which knows more fields, finds the same. Manifests of the
+// first version of this format have none, and no Base.
+type manifestFile struct {
 	Sandbox  hearth.SandboxID `json:"sandbox"`
-	Snapshot hearth.Snapshot  `json:"snapshot"`
+	Snapshot json.RawMessage  `json:"snapshot"`
 	SHA256   string           `json:"sha256,omitempty"` // lower-case hex
 }
 
-func (m manifest) sum() (string, error) {
-	m.SHA256 = ""
-	raw, err := json.Marshal(m)
+func (f manifestFile) sum() string {
+	sum := sha256.Sum256(slices.Concat([]byte(f.Sandbox), []byte("\n"), f.Snapshot))
+	return hex.EncodeToString(sum[:])
+}
+
+// encode makes the bytes of manifest.json.
+func (m manifest) encode() ([]byte, error) {
+	snap, err := json.Marshal(m.Snapshot)
 	if err != nil {
-		return "", hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
+		return nil, hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
 	}
-	sum := sha256.Sum256(raw)
-	return hex.EncodeToString(sum[:]), nil
+	f := manifestFile{Sandbox: m.Sandbox, Snapshot: snap}
+	f.SHA256 = f.sum()
+	raw, err := json.Marshal(f)
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
+	}
+	return raw, nil
 }
 
 // Shelf is the snapshots in one blob store. Methods are safe for concurrent
@@ -164,13 +182,10 @@ func (s *Shelf) base(ctx context.Context, snap *hearth.Snapshot, c *driver.Check
 
 // enter makes a snapshot whose files are there: from now on it is found; or, with
 // a holder, there for it alone, and for those that refer to it.
-func (s *Shelf) enter(ctx context.Context, m manifest, holder string) (err error) {
-	if m.SHA256, err = m.sum(); err != nil {
-		return err
-	}
-	raw, err := json.Marshal(m)
+func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
+	raw, err := m.encode()
 	if err != nil {
-		return hearth.Wrap(hearth.Internal, err, "the snapshot's manifest cannot be encoded")
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,14 +240,17 @@ func (s *Shelf) read(ctx context.Context, id hearth.SnapshotID) (*manifest, erro
 
 // parse reads a manifest and believes nothing of it.
 func parse(raw []byte, id hearth.SnapshotID) (*manifest, error) {
+	var f manifestFile
 	var m manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
+	err := json.Unmarshal(raw, &f)
+	if err == nil {
+		m.Sandbox, err = f.Sandbox, json.Unmarshal(f.Snapshot, &m.Snapshot)
+	}
+	if err != nil {
 		return nil, hearth.Wrap(hearth.FailedPrecondition, err, "the manifest of snapshot %s is damaged", id)
 	}
-	if m.SHA256 != "" || m.Snapshot.Base != "" {
-		if sum, err := m.sum(); err != nil || sum != m.SHA256 {
-			return nil, hearth.Wrap(hearth.FailedPrecondition, err, "the manifest of snapshot %s is damaged: it is not what was written", id)
-		}
+	if (f.SHA256 != "" || m.Snapshot.Base != "") && f.sum() != f.SHA256 {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "the manifest of snapshot %s is damaged: it is not what was written", id)
 	}
 	if m.Snapshot.ID != id {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "the manifest of snapshot %s is damaged: it is that of %q", id, m.Snapshot.ID)
