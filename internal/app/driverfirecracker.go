@@ -14,13 +14,15 @@ func firecrackerDriver(p parts) (driver.Driver, error) {
 	return firecracker.New(firecracker.Config{
 		Root: filepath.Join(runtimeDir, "firecracker"), Guest: p.guest, CgroupParent: p.cfg.Node.Cgroup,
 		Firecracker: p.cfg.Node.Firecracker.Binary, Jailer: p.cfg.Node.Firecracker.Jailer, Log: p.log,
-		Boot: func(ctx context.Context) (*microvm.Boot, error) { return microvm.Prepare(ctx, guestKernel(p.cfg)) },
+		Boot: p.guestKernel,
 	})
 }
 
-// guestKernel is what virtual machines of every driver start.
-func guestKernel(c *config.Config) microvm.Options {
-	return microvm.Options{Cache: filepath.Join(cacheDir(c), "kernel"), Kernel: c.Node.VM.Kernel, Modules: c.Node.VM.Modules}
+// guestKernel makes ready what virtual machines of every driver boot.
+func (p parts) guestKernel(ctx context.Context) (*microvm.Boot, error) {
+	return microvm.Prepare(ctx, microvm.Options{
+		Cache: filepath.Join(cacheDir(p.cfg), "kernel"), Kernel: p.cfg.Node.VM.Kernel, Modules: p.cfg.Node.VM.Modules,
+	})
 }
 
 // cacheDir is where sources of templates and guests are kept.
