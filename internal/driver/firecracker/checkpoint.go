@@ -53,9 +53,9 @@ type manifest struct {
 	ID        string           `json:"id"`             // its own, random
 	Base      string           `json:"base,omitempty"` // of the checkpoint that its memory lies over
 	Key       string           `json:"key"`
-	Layers    []string         `json:"layers"`             // imageID of each
+	Layers    []string         `json:"layers"`             // LayerID of each
 	Guest     string           `json:"guest,omitempty"`    // base name of the guest image
-	GuestID   string           `json:"guest_id,omitempty"` // its imageID
+	GuestID   string           `json:"guest_id,omitempty"` // its LayerID
 	Resources hearth.Resources `json:"resources"`
 	Network   bool             `json:"network"`
 }
@@ -214,7 +214,7 @@ func (m *machine) writeManifest(dir string, over *driver.Checkpoint) error {
 	}
 	if m.state.Guest != "" {
 		man.Guest = filepath.Base(m.state.Guest)
-		if man.GuestID, err = imageID(m.state.Guest); err != nil {
+		if man.GuestID, err = driver.LayerID(m.state.Guest); err != nil {
 			return err
 		}
 	}

@@ -136,7 +136,7 @@ func (m *machine) Handle() driver.Handle {
 
 // watch waits for the monitor's end and says how it ended.
 func (m *machine) watch() {
-	if err := awaitEnd(m.pidfd); err != nil && !m.closing.Load() {
+	if err := hostproc.Await(m.pidfd); err != nil && !m.closing.Load() {
 		m.d.cfg.Log.Error("machine cannot be watched any more", "id", m.id, "error", err)
 	}
 	m.exit = m.howEnded()
@@ -153,27 +153,11 @@ func (m *machine) watch() {
 	_ = m.pidfd.Close()
 }
 
-// awaitEnd waits until a process has ended.
-func awaitEnd(pidfd *os.File) error {
-	conn, err := pidfd.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return conn.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
-	})
-}
-
 // howEnded puts together what is known: the pager's end, the host's limit, what
 // the guest said, how the monitor ended.
 func (m *machine) howEnded() driver.Exit {
 	exit := driver.Exit{Code: -1, Reason: "the monitor ended, nobody saw how", At: time.Now()}
-	var status unix.WaitStatus
-	known := false
-	if conn, err := m.pidfd.SyscallConn(); err == nil {
-		_ = conn.Control(func(fd uintptr) { status, known = hostproc.ExitStatus(int(fd), m.state.Process) })
-	}
+	status, known := hostproc.ExitStatus(m.pidfd, m.state.Process)
 	killed := !known || status.Signaled() && status.Signal() == unix.SIGKILL
 	guest := m.guestExit.Load()
 	switch {
@@ -346,11 +330,7 @@ func (m *machine) Close(ctx context.Context) error {
 	return nil
 }
 
-func (m *machine) kill() {
-	if conn, err := m.pidfd.SyscallConn(); err == nil { // else it has ended
-		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	}
-}
+func (m *machine) kill() { hostproc.Kill(m.pidfd) }
 
 // abandon kills a machine that nobody was given, and waits for its end.
 func (m *machine) abandon() {

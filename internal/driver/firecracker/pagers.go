@@ -112,7 +112,7 @@ func (m *machine) watchPager(p hostproc.Process, cmd *exec.Cmd) error {
 	m.pagerGone = make(chan struct{})
 	go func() {
 		defer close(m.pagerGone)
-		if err := awaitEnd(pidfd); err != nil {
+		if err := hostproc.Await(pidfd); err != nil {
 			m.d.cfg.Log.Error("pager cannot be watched any more", "id", m.id, "error", err)
 		}
 		_ = pidfd.Close()

@@ -111,7 +111,7 @@ func (d *Driver) look(ctx context.Context) (*host, error) {
 		return nil, err
 	}
 	if d.cfg.Guest != "" {
-		if _, err := imageID(d.cfg.Guest); err != nil {
+		if _, err := driver.LayerID(d.cfg.Guest); err != nil {
 			return nil, fmt.Errorf("guest image %s cannot be used: %w", d.cfg.Guest, err)
 		}
 	}

@@ -141,7 +141,7 @@ func (d *Driver) checkMatch(man manifest, spec driver.Spec) (guest string, err e
 		return "", nil
 	}
 	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
-	id, err := imageID(guest)
+	id, err := driver.LayerID(guest)
 	if err != nil {
 		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
 	}
@@ -154,7 +154,7 @@ func (d *Driver) checkMatch(man manifest, spec driver.Spec) (guest string, err e
 func imageIDs(layers []string) ([]string, error) {
 	ids := make([]string, len(layers))
 	for i, l := range layers {
-		id, err := imageID(l)
+		id, err := driver.LayerID(l)
 		if err != nil {
 			return nil, hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(l))
 		}

@@ -2,15 +2,10 @@ package gvisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,39 +27,12 @@ type manifest struct {
 	Bytes   int64     `json:"bytes"`          // of its pages file
 	Base    []layerID `json:"base,omitempty"` // the layers that it refers to, oldest first
 	Key     string    `json:"key"`
-	Layer   string    `json:"layer"`             // imageID of the root's image
+	Layer   string    `json:"layer"`             // LayerID of the root's image
 	Guest   string    `json:"guest,omitempty"`   // base name of the guest image
-	GuestID string    `json:"guestid,omitempty"` // its imageID
+	GuestID string    `json:"guestid,omitempty"` // its LayerID
 	DiskMiB int       `json:"disk_mib"`
 	Memory  int       `json:"memory_mib"`
 	Network bool      `json:"network"`
-}
-
-// imageID identifies an EROFS image by its superblock, which holds a UUID, and
-// its size. It is cheap enough for every start.
-func imageID(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	const superblock, superblockSize = 1024, 128
-	head := make([]byte, superblockSize)
-	if _, err := f.ReadAt(head, superblock); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("it is too short")
-		}
-		return "", err
-	}
-	if magic := []byte{0xe2, 0xe1, 0xf5, 0xe0}; !slices.Equal(head[:4], magic) {
-		return "", errors.New("it is not an EROFS image")
-	}
-	sum := sha256.Sum256(fmt.Appendf(head, "%d", st.Size()))
-	return hex.EncodeToString(sum[:16]), nil
 }
 
 // Checkpoint writes the frozen machine. Memory that the guest has not yet read
@@ -116,12 +84,12 @@ func (m *machine) manifest() (manifest, error) {
 		Memory: m.state.Resources.MemoryMiB, Network: m.state.Net.NetNS != "",
 	}
 	var err error
-	if man.Layer, err = imageID(m.state.Layer); err != nil {
+	if man.Layer, err = driver.LayerID(m.state.Layer); err != nil {
 		return man, err
 	}
 	if m.state.Guest != "" {
 		man.Guest = filepath.Base(m.state.Guest)
-		man.GuestID, err = imageID(m.state.Guest)
+		man.GuestID, err = driver.LayerID(m.state.Guest)
 	}
 	return man, err
 }
@@ -168,7 +136,7 @@ func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
 	if from.key, err = d.key(); err != nil {
 		return from, hearth.Wrap(hearth.Internal, err, "processor cannot be identified")
 	}
-	layer, err := imageID(spec.Layers[0])
+	layer, err := driver.LayerID(spec.Layers[0])
 	if err != nil {
 		return from, hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(spec.Layers[0]))
 	}
@@ -233,7 +201,7 @@ func (d *Driver) checkMatch(man manifest, spec driver.Spec, key, layer string) (
 		return refuse("names guest image %q", man.Guest)
 	}
 	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
-	id, err := imageID(guest)
+	id, err := driver.LayerID(guest)
 	if err != nil {
 		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
 	}

@@ -5,7 +5,7 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"hearth/internal/driver/hostproc"
 )
 
 const (
@@ -26,34 +26,16 @@ func newConsole(boots bool) (*console, error) {
 	if !boots {
 		return &console{}, nil
 	}
-	stdout, err := sealedMemory("stdout")
+	stdout, err := hostproc.FixedMemory("stdout", consoleBytes)
 	if err != nil {
 		return nil, err
 	}
-	stderr, err := sealedMemory("stderr")
+	stderr, err := hostproc.FixedMemory("stderr", consoleBytes)
 	if err != nil {
 		_ = stdout.Close()
 		return nil, err
 	}
 	return &console{stdout: stdout, stderr: stderr}, nil
-}
-
-// sealedMemory returns an anonymous file of consoleBytes that keeps its size.
-func sealedMemory(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate("hearth-"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if err := f.Truncate(consoleBytes); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // tail returns the end of what was written to stderr, quoted, for a log line.

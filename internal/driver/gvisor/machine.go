@@ -85,17 +85,11 @@ func (m *machine) Handle() driver.Handle {
 
 // watch waits for the sandbox's end and says how it ended.
 func (m *machine) watch() {
-	conn, err := m.pidfd.SyscallConn()
-	if err == nil {
-		err = conn.Read(func(fd uintptr) bool {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
-		})
-	}
+	err := hostproc.Await(m.pidfd)
 	if err != nil {
 		m.d.cfg.Log.Error("machine cannot be watched any more", "id", m.id, "error", err)
 	}
-	m.exit = m.howEnded(conn)
+	m.exit = m.howEnded()
 	if !m.closing.Load() {
 		m.d.cfg.Log.Info("machine ended", "id", m.id, "code", m.exit.Code, "reason", m.exit.Reason, "console", m.con.tail())
 	}
@@ -105,11 +99,9 @@ func (m *machine) watch() {
 	close(m.done)
 }
 
-func (m *machine) howEnded(conn interface{ Control(func(uintptr)) error }) driver.Exit {
+func (m *machine) howEnded() driver.Exit {
 	exit := driver.Exit{Code: -1, Reason: "ended, nobody saw how", At: time.Now()}
-	var status unix.WaitStatus
-	known := false
-	_ = conn.Control(func(fd uintptr) { status, known = hostproc.ExitStatus(int(fd), m.state.Process) })
+	status, known := hostproc.ExitStatus(m.pidfd, m.state.Process)
 	switch {
 	case known && status.Signaled():
 		exit.Code = 128 + int(status.Signal())
@@ -254,9 +246,7 @@ func (m *machine) Close(ctx context.Context) error {
 	if !m.closing.Swap(true) {
 		m.learn(ctx)
 	}
-	if conn, err := m.pidfd.SyscallConn(); err == nil { // else, as below, it has ended
-		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	}
+	hostproc.Kill(m.pidfd)
 	select {
 	case <-m.done:
 	case <-ctx.Done():

@@ -20,7 +20,7 @@ func (d *Driver) Probe(context.Context) (driver.Capabilities, error) {
 		return missing("user namespaces are off: sysctl user.max_user_namespaces=15000")
 	}
 	if d.cfg.Guest != "" {
-		if _, err := imageID(d.cfg.Guest); err != nil {
+		if _, err := driver.LayerID(d.cfg.Guest); err != nil {
 			return missing("guest image %s cannot be used: %v", d.cfg.Guest, err)
 		}
 	}

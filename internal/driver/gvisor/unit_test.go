@@ -31,17 +31,6 @@ func TestVersionIsThePinnedModules(t *testing.T) {
 	}
 }
 
-func TestProcessorIgnoresOrderAndOtherCores(t *testing.T) {
-	one := "vendor_id\t: A\ncpu family\t: 6\nmodel\t\t: 5\nflags\t\t: sse avx\n\nvendor_id\t: A\nflags\t: other\n"
-	two := "vendor_id\t: A\ncpu family\t: 6\nmodel\t\t: 5\nflags\t\t: avx sse\n"
-	for _, text := range []string{one, two} {
-		model, features := processor(text)
-		if model != "A-6-5" || features != "avx sse" {
-			t.Errorf("processor: %q %q", model, features)
-		}
-	}
-}
-
 func TestConfigNamesTheField(t *testing.T) {
 	for field, cfg := range map[string]Config{
 		"root":          {Root: "relative"},
@@ -101,7 +90,7 @@ func TestCheckpointMustMatch(t *testing.T) {
 	if err := os.WriteFile(old, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	id, err := imageID(old)
+	id, err := driver.LayerID(old)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +121,7 @@ func TestImageIDRefusesWhatIsNoImage(t *testing.T) {
 		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if id, err := imageID(path); err == nil {
+		if id, err := driver.LayerID(path); err == nil {
 			t.Errorf("%d zero bytes: %s", size, id)
 		}
 	}

@@ -1,13 +1,10 @@
 package gvisor
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"os"
-	"slices"
-	"strings"
 	_ "unsafe" // for go:linkname
+
+	"hearth/internal/driver/hostproc"
 )
 
 // gvisorVersion is the pinned gVisor module, and sentryRevision counts our own
@@ -35,35 +32,9 @@ func stampVersion() {
 // the sentry's own system calls, and an update of the host must not cost users
 // their paused sandboxes.
 func checkpointKey() (string, error) {
-	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
+	model, features, err := hostproc.Processor()
 	if err != nil {
 		return "", err
 	}
-	model, features := processor(string(cpuinfo))
-	if features == "" {
-		return "", fmt.Errorf("/proc/cpuinfo lists no features")
-	}
-	sum := sha256.Sum256([]byte(features))
-	return fmt.Sprintf("%s+hearth.%d%s/systrap/%s/%s", gvisorVersion, sentryRevision, pageFormat, model, hex.EncodeToString(sum[:6])), nil
-}
-
-// processor reads the first processor's identity and its sorted feature list.
-func processor(cpuinfo string) (model, features string) {
-	fields := map[string]string{}
-	first, _, _ := strings.Cut(cpuinfo, "\n\n")
-	for line := range strings.Lines(first) {
-		name, value, _ := strings.Cut(line, ":")
-		fields[strings.TrimSpace(name)] = strings.TrimSpace(value)
-	}
-	flags := fields["flags"]
-	if flags == "" {
-		flags = fields["Features"] // arm64
-	}
-	list := strings.Fields(flags)
-	slices.Sort(list)
-	vendor := fields["vendor_id"]
-	if vendor == "" {
-		vendor = "implementer" + fields["CPU implementer"]
-	}
-	return fmt.Sprintf("%s-%s-%s", vendor, fields["cpu family"], fields["model"]), strings.Join(list, " ")
+	return fmt.Sprintf("%s+hearth.%d%s/systrap/%s/%s", gvisorVersion, sentryRevision, pageFormat, model, features), nil
 }

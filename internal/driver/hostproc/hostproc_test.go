@@ -149,3 +149,14 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 		t.Errorf("still there: %v", c.Dirs())
 	}
 }
+
+func TestProcessorIgnoresOrderAndOtherCores(t *testing.T) {
+	one := "vendor_id\t: A\ncpu family\t: 6\nmodel\t\t: 5\nflags\t\t: sse avx\n\nvendor_id\t: A\nflags\t: other\n"
+	two := "vendor_id\t: A\ncpu family\t: 6\nmodel\t\t: 5\nflags\t\t: avx sse\n"
+	for _, text := range []string{one, two} {
+		model, features := processor(text)
+		if model != "A-6-5" || features != "avx sse" {
+			t.Errorf("processor: %q %q", model, features)
+		}
+	}
+}

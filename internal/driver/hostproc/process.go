@@ -116,16 +116,39 @@ type pidfdInfo struct {
 // ExitStatus finds out how a process ended that is nobody's child here. The
 // status is a zombie's until its parent has reaped it; newer kernels keep it
 // for holders of a descriptor. It reports false when neither has it.
-func ExitStatus(pidfd int, p Process) (unix.WaitStatus, bool) {
+func ExitStatus(pidfd *os.File, p Process) (unix.WaitStatus, bool) {
 	if s, err := readStat(p.PID); err == nil && s.zombie && s.start == p.Start {
 		return unix.WaitStatus(s.status), true
 	}
-	// Reaping hangs the descriptor up.
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd)}}, 100)
-	info := pidfdInfo{mask: pidfdInfoExit}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
-	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+	conn, err := pidfd.SyscallConn()
+	if err != nil {
 		return 0, false
 	}
-	return unix.WaitStatus(info.exitCode), true
+	info, known := pidfdInfo{mask: pidfdInfoExit}, false
+	_ = conn.Control(func(fd uintptr) {
+		// Reaping hangs the descriptor up.
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 100)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+		known = errno == 0 && info.mask&pidfdInfoExit != 0
+	})
+	return unix.WaitStatus(info.exitCode), known
+}
+
+// Await returns when the process of a descriptor that Open returned has ended.
+func Await(pidfd *os.File) error {
+	conn, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+	})
+}
+
+// Kill kills the process of such a descriptor, if it has not ended.
+func Kill(pidfd *os.File) {
+	if conn, err := pidfd.SyscallConn(); err == nil {
+		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
 }

@@ -1,4 +1,4 @@
-package firecracker
+package driver
 
 import (
 	"crypto/sha256"
@@ -10,9 +10,9 @@ import (
 	"slices"
 )
 
-// imageID identifies an EROFS image by its superblock, which holds a UUID, and
+// LayerID identifies an EROFS image by its superblock, which holds a UUID, and
 // its size. It is cheap enough for every start.
-func imageID(path string) (string, error) {
+func LayerID(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
