@@ -16,8 +16,8 @@ type Env struct {
 	// Driver returns a driver on the host under test. Two drivers of one Env are
 	// two lives of one process: what the first started, the second can attach to.
 	Driver func(t *testing.T) driver.Driver
-	// Spec returns a spec of a new machine that boots testguest, in an existing
-	// and empty directory. Memory is 128 MiB, disk 64.
+	// Spec returns a spec of a new machine that boots testguest, or is a clone of
+	// one that has, in an existing and empty directory. Memory is 128 MiB, disk 64.
 	Spec func(t *testing.T) driver.Spec
 	// Kill ends a machine from outside, as the host's administrator would.
 	Kill func(t *testing.T, m driver.Machine)
@@ -26,6 +26,9 @@ type Env struct {
 	// Kernel says that guests are programs that a kernel runs, and not functions:
 	// they can be out of memory, fill a disk, fork.
 	Kernel bool
+	// Patience is how long one answer of a guest may take, where guests are
+	// emulated and slow; 0 means 20 s.
+	Patience time.Duration
 	// Count counts what machines hold on the host: processes, cgroups, mounts,
 	// descriptors. Every case must leave it as it was.
 	Count func(t *testing.T) map[string]int
@@ -78,6 +81,9 @@ func cases() []testCase {
 // Run runs the suite. Cases for which the driver lacks a capability are skipped
 // by name, so that a skip is visible.
 func Run(t *testing.T, env Env) {
+	if env.Patience == 0 {
+		env.Patience = patience
+	}
 	caps, err := env.Driver(t).Probe(t.Context())
 	if err != nil {
 		t.Skipf("the driver cannot run here: %v", err)

@@ -20,13 +20,22 @@ const (
 )
 
 // Guest talks to the testguest inside a machine.
-type Guest struct{ client *http.Client }
+type Guest struct {
+	client   *http.Client
+	patience time.Duration
+}
 
 // Open returns a client of the machine's testguest. Each request makes its own
 // connection, and waits for the guest to listen.
 func Open(m driver.Machine) Guest {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return dialListening(ctx, m) }
-	return Guest{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return Guest{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}, patience}
+}
+
+// patient returns a client that waits longer, for what takes a guest long.
+func (g Guest) patient(env Env) Guest {
+	g.patience = env.Patience
+	return g
 }
 
 // dialListening dials until the guest listens: a machine runs before its first
@@ -94,7 +103,7 @@ func (g Guest) try(t *testing.T, path string, form ...string) (string, error) {
 }
 
 func (g Guest) patiently(t *testing.T, method, path string, form []string) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), g.patience)
 	defer cancel()
 	return g.Ask(ctx, method, path, values(form))
 }
