@@ -26,6 +26,7 @@ func makers() map[string]func(parts) (driver.Driver, error) {
 	return map[string]func(parts) (driver.Driver, error){
 		"firecracker": firecrackerDriver,
 		"gvisor":      gvisorDriver,
+		"qemu":        qemuDriver,
 	}
 }
 

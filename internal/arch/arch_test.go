@@ -57,6 +57,8 @@ func mayImport(p, q string) bool {
 		return contract || gen || q == "spec" || q == "internal/control" || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
+	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"):
+		return true
 	case within(p, "internal/driver/microvm", "internal/driver/qemu", "internal/driver/firecracker"):
 		return contract || within(q, p) || within(q, "internal/driver/microvm", "internal/driver/hostproc")
 	case within(p, "internal/driver"):

@@ -1,0 +1,399 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hearth/internal/driver"
+	"hearth/internal/driver/microvm"
+	"hearth/internal/driver/qemu/install"
+	"hearth/internal/driver/qemu/qmp"
+	"hearth/internal/driver/qemu/ram"
+	"hearth/internal/hearth"
+)
+
+// The files of a checkpoint; the disk is called as in a machine's directory.
+const (
+	manifestFile = "machine.json"
+	deviceFile   = "device.state"
+	indexFile    = "ram.index"
+	pagesFile    = "ram.pages"
+
+	// maxState bounds what QEMU writes of its devices: 18 KiB, with 64 processors some hundred.
+	maxState    = 16 << 20
+	maxManifest = 1 << 20
+)
+
+func checkpointFiles() []string {
+	return []string{manifestFile, deviceFile, indexFile, pagesFile, diskFile}
+}
+
+// manifest says what a checkpoint is of, and must be restored over.
+type manifest struct {
+	ID        string           `json:"id"`             // random
+	Base      string           `json:"base,omitempty"` // ID of the checkpoint whose memory this one's differs from
+	Key       string           `json:"key"`
+	Layers    []string         `json:"layers"`            // LayerID of each
+	Guest     string           `json:"guest,omitempty"`   // base name of the guest image
+	GuestID   string           `json:"guestid,omitempty"` // its LayerID
+	Resources hearth.Resources `json:"resources"`
+	Network   bool             `json:"network"`
+}
+
+// chain is a checkpoint with what it refers to.
+type chain struct {
+	dir      string // the checkpoint's own
+	own      bool   // its memory differs from the template's
+	template templateRef
+}
+
+// Checkpoint writes the frozen machine: its devices, what it has written to its
+// memory, and its disk.
+func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoint, error) {
+	err := m.control(ctx, "checkpoint", func(ctx context.Context, q *qmp.Conn) error {
+		if !m.frozen {
+			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
+		}
+		if err := m.writeManifest(dir); err != nil {
+			return err
+		}
+		if err := m.saveDevices(ctx, q, filepath.Join(dir, deviceFile)); err != nil {
+			return err
+		}
+		if err := m.saveMemory(ctx, dir); err != nil {
+			return err
+		}
+		if _, err := microvm.CopySparse(ctx, filepath.Join(m.dir, diskFile), filepath.Join(dir, diskFile), microvm.Synced); err != nil {
+			return err
+		}
+		return syncDir(dir)
+	})
+	if err != nil {
+		if errors.Is(err, unix.ENOSPC) {
+			return nil, hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", m.id)
+		}
+		return nil, err
+	}
+	c := &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: checkpointFiles()}
+	if t := m.state.Template; t != nil {
+		c.Base = &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: t.Dir, Files: slices.Clone(t.Files)}
+	}
+	return c, nil
+}
+
+func (m *machine) writeManifest(dir string) error {
+	man := manifest{ID: rand.Text(), Key: m.state.Key, Resources: m.state.Resources, Network: m.state.Net.Tap != ""}
+	for _, l := range m.state.Layers {
+		id, err := driver.LayerID(l)
+		if err != nil {
+			return err
+		}
+		man.Layers = append(man.Layers, id)
+	}
+	if m.state.Template != nil {
+		man.Base = m.state.Template.ID
+	}
+	if m.state.Guest != "" {
+		var err error
+		man.Guest = filepath.Base(m.state.Guest)
+		if man.GuestID, err = driver.LayerID(m.state.Guest); err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(man)
+	if err != nil {
+		return err
+	}
+	return writeSynced(filepath.Join(dir, manifestFile), func(w io.Writer) error {
+		_, err := w.Write(raw)
+		return err
+	})
+}
+
+// writeSynced makes a private file that survives a power cut.
+func writeSynced(path string, write func(io.Writer) error) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = write(f); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// saveDevices lets QEMU write the state of its devices into a memory file, which
+// counts against its own control group, and copies it to disk.
+func (m *machine) saveDevices(ctx context.Context, q *qmp.Conn, path string) error {
+	fd, err := unix.MemfdCreate("hearth-state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	state := os.NewFile(uintptr(fd), "state")
+	defer state.Close()
+	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	set := map[string]any{"fdset-id": stateSet}
+	if _, err := q.Call(ctx, qmp.Command{Name: "add-fd", Arguments: set, File: w}); err != nil {
+		return err
+	}
+	_, err = q.Call(ctx, qmp.Command{Name: install.SaveCommand, Arguments: map[string]any{
+		"filename": fmt.Sprintf("/dev/fdset/%d", stateSet), "live": false,
+	}})
+	_, removeErr := q.Call(ctx, qmp.Command{Name: "remove-fd", Arguments: set})
+	if err = errors.Join(err, removeErr); err != nil {
+		return err
+	}
+	st, err := state.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() == 0 || st.Size() > maxState {
+		return fmt.Errorf("the devices' state has %d bytes, not 1 to %d", st.Size(), maxState)
+	}
+	return writeSynced(path, func(w io.Writer) error {
+		_, err := io.Copy(w, io.NewSectionReader(state, 0, st.Size()))
+		return err
+	})
+}
+
+func (m *machine) saveMemory(ctx context.Context, dir string) error {
+	memory, err := ram.Find(m.state.PID, int64(m.state.Resources.MemoryMiB)<<20)
+	if err != nil {
+		return err
+	}
+	zeros := ram.DropZeros
+	if m.state.Template != nil {
+		zeros = ram.NoteZeros
+	}
+	var index *ram.Index
+	err = writeSynced(filepath.Join(dir, pagesFile), func(w io.Writer) (err error) {
+		index, err = memory.Save(ctx, w, zeros)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return writeSynced(filepath.Join(dir, indexFile), func(w io.Writer) error {
+		_, err := index.WriteTo(w)
+		return err
+	})
+}
+
+// load puts back what a checkpoint holds: the memory first, which the devices
+// look into when their state is loaded.
+func (m *machine) load(ctx context.Context, q *qmp.Conn, from origin) error {
+	if from.chain.own {
+		if err := m.loadMemory(ctx, from); err != nil {
+			return fmt.Errorf("the checkpoint's memory: %w", err)
+		}
+	}
+	if err := loadDevices(ctx, q, filepath.Join(from.chain.dir, deviceFile)); err != nil {
+		return fmt.Errorf("the checkpoint's devices: %w", err)
+	}
+	return nil
+}
+
+func (m *machine) loadMemory(ctx context.Context, from origin) error {
+	index, err := readIndex(from.chain.dir, from.memory)
+	if err != nil {
+		return err
+	}
+	memory, err := ram.Find(m.state.PID, from.memory)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(from.chain.dir, pagesFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return memory.Load(ctx, index, bufio.NewReaderSize(f, 64<<10))
+}
+
+// loadDevices sends the state by a pipe, as a migration from elsewhere would come.
+func loadDevices(ctx context.Context, q *qmp.Conn, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(w, io.LimitReader(f, maxState))
+		sent <- errors.Join(err, w.Close())
+	}()
+	defer func() { // a QEMU that does not read cannot hold the sender up
+		_ = w.SetDeadline(time.Unix(1, 0))
+		<-sent
+	}()
+	if _, err := q.Call(ctx, qmp.Command{Name: "getfd", Arguments: map[string]string{"fdname": stateFD}, File: r}); err != nil {
+		return err
+	}
+	if _, err := q.Call(ctx, qmp.Command{Name: "migrate-incoming", Arguments: map[string]string{"uri": "fd:" + stateFD}}); err != nil {
+		return err
+	}
+	return awaitLoaded(ctx, q)
+}
+
+func awaitLoaded(ctx context.Context, q *qmp.Conn) error {
+	for {
+		var migration struct {
+			Status string `json:"status"`
+			Error  string `json:"error-desc"`
+		}
+		if err := q.Ask(ctx, "query-migrate", &migration); err != nil {
+			return err
+		}
+		switch migration.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("they were not loaded: %s %q", migration.Status, migration.Error)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pollTime):
+		}
+	}
+}
+
+// origin decides what a machine is made of, and refuses a checkpoint that does
+// not fit this host, this build or the spec, before anything runs.
+func (d *Driver) origin(ctx context.Context, spec driver.Spec) (origin, error) {
+	f, err := d.host.find(ctx)
+	if err != nil {
+		return origin{}, err
+	}
+	from := origin{facts: f, guest: d.cfg.Guest, memory: int64(spec.Resources.MemoryMiB) << 20}
+	c := spec.From
+	if c == nil {
+		return from, nil
+	}
+	if c.Driver != Name {
+		return origin{}, hearth.Errorf(hearth.FailedPrecondition, "checkpoint is of driver %q, not %q", c.Driver, Name)
+	}
+	if c.Key != f.key.String() {
+		return origin{}, hearth.Errorf(hearth.FailedPrecondition, "checkpoint does not fit this host: %s", f.key.difference(c.Key))
+	}
+	man, err := readManifest(c.Dir)
+	if err != nil {
+		return origin{}, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+	}
+	if from.guest, err = d.checkMatch(man, spec, f.key.String()); err != nil {
+		return origin{}, err
+	}
+	from.chain, err = resolve(man, c)
+	return from, err
+}
+
+// resolve finds the template of a checkpoint: itself, or its base.
+func resolve(man manifest, c *driver.Checkpoint) (*chain, error) {
+	if man.Base == "" {
+		return &chain{dir: c.Dir, template: templateRef{ID: man.ID, Dir: c.Dir, Files: c.Files}}, nil
+	}
+	if c.Base == nil {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint refers to another, which is not here")
+	}
+	base, err := readManifest(c.Base.Dir)
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint that this one refers to is damaged")
+	}
+	if base.ID != man.Base || base.Base != "" || base.Key != man.Key || base.Resources.MemoryMiB != man.Resources.MemoryMiB {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint refers to another than the one that is given as its base")
+	}
+	return &chain{dir: c.Dir, own: true, template: templateRef{ID: base.ID, Dir: c.Base.Dir, Files: c.Base.Files}}, nil
+}
+
+func readManifest(dir string) (manifest, error) {
+	var man manifest
+	for _, name := range checkpointFiles() {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return man, err
+		}
+	}
+	f, err := os.Open(filepath.Join(dir, manifestFile))
+	if err != nil {
+		return man, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxManifest))
+	if err != nil {
+		return man, err
+	}
+	if err := json.Unmarshal(raw, &man); err != nil {
+		return man, err
+	}
+	if man.ID == "" {
+		return man, errors.New("it has no ID")
+	}
+	return man, nil
+}
+
+// checkMatch compares what the guest would stumble over.
+func (d *Driver) checkMatch(man manifest, spec driver.Spec, key string) (guest string, err error) {
+	refuse := func(format string, args ...any) (string, error) {
+		return "", hearth.Errorf(hearth.FailedPrecondition, "checkpoint "+format, args...)
+	}
+	var layers []string
+	for _, l := range spec.Layers {
+		id, err := driver.LayerID(l)
+		if err != nil {
+			return "", hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(l))
+		}
+		layers = append(layers, id)
+	}
+	switch {
+	case man.Key != key:
+		return refuse("was written by %q, this host is %q", man.Key, key)
+	case !slices.Equal(man.Layers, layers):
+		return refuse("was written over other layers than the %d given", len(layers))
+	case man.Resources != spec.Resources:
+		return refuse("is of a machine with %+v, not %+v", man.Resources, spec.Resources)
+	case man.Network != (spec.Net.Tap != ""):
+		return refuse("has network %t, the machine %t", man.Network, spec.Net.Tap != "")
+	case (man.Guest == "") != (d.cfg.Guest == ""):
+		return refuse("was written with guest image %q, this host has %q", man.Guest, d.cfg.Guest)
+	case man.Guest == "":
+		return "", nil
+	case man.Guest != filepath.Base(man.Guest):
+		return refuse("names guest image %q", man.Guest)
+	}
+	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
+	id, err := driver.LayerID(guest)
+	if err != nil {
+		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
+	}
+	if id != man.GuestID {
+		return refuse("needs another guest image %s than the one here", man.Guest)
+	}
+	return guest, nil
+}
