@@ -3,11 +3,15 @@ package gvisor_test
 import (
 	"context"
 	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/drivertest"
+	"hearth/internal/driver/gvisor"
 )
 
 // The benchmarks measure what a user waits for: from the call to the first
@@ -127,5 +131,75 @@ func BenchmarkClose(b *testing.B) {
 		began := time.Now()
 		must(b, m.Close(b.Context()))
 		b.ReportMetric(float64(time.Since(began).Microseconds())/1000, "last-close-ms")
+	}
+}
+
+// ways are a driver that shares memory and one that does as plain gVisor does,
+// in one program: the second is the reference of the first.
+func (e *bench) ways(b *testing.B) map[string]driver.Driver {
+	cfg := e.config(b)
+	cfg.Unshared = true
+	plain, err := gvisor.New(cfg)
+	must(b, err)
+	return map[string]driver.Driver{"shared": e.d, "unshared": plain}
+}
+
+// loaded is a checkpoint of a machine with 100 MiB of memory in use.
+func (e *bench) loaded(b *testing.B) *driver.Checkpoint {
+	spec := e.next(b, nil)
+	spec.Resources.MemoryMiB = 256
+	m := e.start(b, spec)
+	_, err := drivertest.Open(m).Ask(b.Context(), "POST", "/hog", url.Values{"mib": {"100"}})
+	must(b, err)
+	must(b, m.Freeze(b.Context()))
+	c, err := m.Checkpoint(b.Context(), b.TempDir())
+	must(b, err)
+	e.close(b, m)
+	return c
+}
+
+// BenchmarkLoaded restores a machine with 100 MiB of memory in use, and writes
+// its next checkpoint.
+func BenchmarkLoaded(b *testing.B) {
+	e := newBench(b)
+	c := e.loaded(b)
+	for how, d := range e.ways(b) {
+		b.Run("restore/"+how, func(b *testing.B) {
+			var used, cpu float64
+			for b.Loop() {
+				spec := e.next(b, c)
+				spec.Resources.MemoryMiB = 256
+				m, err := d.Start(b.Context(), spec)
+				must(b, err)
+				answer(b, m)
+				u, err := m.Usage(b.Context())
+				must(b, err)
+				used, cpu = used+float64(u.Memory)/(1<<20), cpu+float64(u.CPU.Microseconds())/1000
+				e.close(b, m)
+			}
+			b.ReportMetric(used/float64(b.N), "MiB/machine")
+			b.ReportMetric(cpu/float64(b.N), "cpu-ms/op")
+		})
+		b.Run("checkpoint/"+how, func(b *testing.B) {
+			spec := e.next(b, c)
+			spec.Resources.MemoryMiB = 256
+			m, err := d.Start(b.Context(), spec)
+			must(b, err)
+			answer(b, m)
+			must(b, m.Freeze(b.Context()))
+			var bytes float64
+			for b.Loop() {
+				b.StopTimer()
+				dir := b.TempDir()
+				b.StartTimer()
+				_, err := m.Checkpoint(b.Context(), dir)
+				must(b, err)
+				info, err := os.Stat(filepath.Join(dir, "pages.img"))
+				must(b, err)
+				bytes = float64(info.Size())
+			}
+			b.ReportMetric(bytes/(1<<20), "MiB-written")
+			e.close(b, m)
+		})
 	}
 }

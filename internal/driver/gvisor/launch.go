@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"gvisor.dev/gvisor/pkg/log"
@@ -79,7 +80,7 @@ func launch(req launchRequest) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	readAhead(req.Image)
+	readAhead(req.Image, req.Memory.Layers)
 	c, err := container.New(conf, container.Args{ID: req.ID, Spec: spec, BundleDir: req.Bundle})
 	if err != nil {
 		return 0, err
@@ -110,12 +111,16 @@ func run(conf *config.Config, c *container.Container, req launchRequest) error {
 
 // readAhead asks the kernel for a checkpoint's pages while the sandbox is still
 // being made. It helps when they are not in memory and costs nothing when they are.
-func readAhead(image string) {
+func readAhead(image string, layers []string) {
 	if image == "" {
 		return
 	}
+	files := slices.Clone(layers)
 	for _, name := range checkpointFiles {
-		if f, err := os.Open(filepath.Join(image, name)); err == nil {
+		files = append(files, filepath.Join(image, name))
+	}
+	for _, name := range files {
+		if f, err := os.Open(name); err == nil {
 			prefetch(f)
 			_ = f.Close()
 		}
