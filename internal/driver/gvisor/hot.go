@@ -29,7 +29,7 @@ import (
 const (
 	pageSize   = 4096
 	hotGap     = 4 * pageSize // less between two ranges does not part them: reading is cheaper than a fault
-	maxHot     = 20 << 20     // bytes of pages in a list: what a machine holds of its own without having written
+	maxHot     = 16 << 20     // bytes of pages in a list: what a machine holds of its own without having written
 	maxLesson  = 256 << 10    // bytes of a lesson
 	maxSets    = 128          // lessons kept; the oldest go first
 	maxLessons = 3            // machines that a checkpoint's list is learned from
