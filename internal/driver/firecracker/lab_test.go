@@ -101,6 +101,12 @@ func (l *lab) boot(context.Context) (*microvm.Boot, error) {
 }
 
 func (l *lab) config(t testing.TB) firecracker.Config {
+	cfg := l.plainConfig()
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	return cfg
+}
+
+func (l *lab) plainConfig() firecracker.Config {
 	return firecracker.Config{
 		Root:        filepath.Join(l.dir, "run"),
 		Firecracker: filepath.Join(l.dir, "bin", "firecracker"), Jailer: filepath.Join(l.dir, "bin", "jailer"),
@@ -108,7 +114,6 @@ func (l *lab) config(t testing.TB) firecracker.Config {
 		CheckKVM:     func(context.Context) error { return nil },
 		CgroupParent: cgroupParent,
 		UIDBase:      3_900_000_000, // none of a server's on the same machine
-		Log:          slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }
 
@@ -207,6 +212,9 @@ func calls(t *testing.T, spec driver.Spec) []call {
 func TestMain(m *testing.M) {
 	if firecracker.Main(os.Args) {
 		return
+	}
+	if raw := os.Getenv(starterEnv); raw != "" {
+		os.Exit(startAndWait(raw))
 	}
 	os.Exit(m.Run())
 }
