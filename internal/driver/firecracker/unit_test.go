@@ -136,3 +136,43 @@ func TestDigHoles(t *testing.T) {
 		t.Errorf("%d bytes are allocated (%v)", st.Blocks*512, err)
 	}
 }
+
+// A host that cannot answer page faults puts layers together in one file.
+func TestFlatten(t *testing.T) {
+	dir := t.TempDir()
+	const pages = 64
+	layer := func(name string, fill byte, which ...int) string {
+		path := filepath.Join(dir, name)
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Truncate(pages * 4096); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range which {
+			if _, err := f.WriteAt(bytes.Repeat([]byte{fill}, 4096), int64(p)*4096); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	layers := []string{layer("base", 1, 0, 1, 2, 3, 63), layer("second", 2, 1, 40), layer("third", 3, 3, 63)}
+	to := filepath.Join(dir, "flat")
+	if err := flatten(layers, to, os.Getuid()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(to)
+	if err != nil || len(got) != pages*4096 {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	for page, want := range map[int]byte{0: 1, 1: 2, 2: 1, 3: 3, 40: 2, 63: 3, 5: 0} {
+		if !bytes.Equal(got[page*4096:(page+1)*4096], bytes.Repeat([]byte{want}, 4096)) {
+			t.Errorf("page %d is %d, want %d", page, got[page*4096], want)
+		}
+	}
+	if err := flatten(append(layers, filepath.Join(dir, "gone")), to+"2", os.Getuid()); err == nil {
+		t.Error("a layer that is not there")
+	}
+}
