@@ -42,6 +42,7 @@ type keptState struct {
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := &model{world: newWorldOf(t, layered)}
+		m.pack()
 		m.a = m.open(agent.Config{})
 		for range 3 {
 			m.boxes = append(m.boxes, &modelBox{req: m.request()})
@@ -55,6 +56,7 @@ func TestModel(t *testing.T) {
 			"poke":     m.onOne(m.poke1),
 			"kill":     m.onOne(m.kill1),
 			"forget":   m.onOne(m.forget1),
+			"tidy":     m.tidy,
 			"restart":  func(*rapid.T) { m.a.Close(); m.a = m.open(agent.Config{}) },
 			"":         m.check,
 		})
@@ -68,6 +70,7 @@ func TestModel(t *testing.T) {
 				}
 			}
 		}
+		m.tidy(rt)
 		if k := m.blobs.keys(); len(k) != 0 {
 			rt.Fatalf("blobs that nobody needs: %v", k)
 		}
@@ -138,6 +141,13 @@ func (m *model) pause1(rt *rapid.T, b *modelBox) {
 	case err == nil:
 		m.forget1(rt, b)
 		b.runs, b.saved, b.req.Restore = false, b.word, snap
+	}
+}
+
+// tidy packs all snapshots and removes the plain files of those not in use.
+func (m *model) tidy(rt *rapid.T) {
+	if err := m.shelf.Tidy(m.t.Context()); err != nil {
+		rt.Fatal(err)
 	}
 }
 

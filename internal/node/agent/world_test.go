@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"hearth/internal/blob"
+	"hearth/internal/blob/chunkblob"
 	"hearth/internal/blob/fileblob"
 	"hearth/internal/driver"
 	"hearth/internal/driver/fake"
@@ -42,6 +45,8 @@ type world struct {
 	slots *slots
 	blobs *tappedBlobs
 	shelf *shelf.Shelf // of the newest agent
+
+	archive blob.Archive // of a shelf that keeps no plain files but those in use; nil: none
 
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
@@ -105,9 +110,24 @@ func (w *world) setFree(n int64) {
 	w.free = n
 }
 
+// pack gives the world an archive. Call it before the first agent.
+func (w *world) pack() {
+	w.t.Helper()
+	packs, err := fileblob.Open(w.t.TempDir())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if w.archive, err = chunkblob.New(packs, packs.Temp(), nil); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 func (w *world) agent(cfg agent.Config) *agent.Agent {
 	cfg.Dir = w.dir
 	w.shelf = shelf.New(w.blobs)
+	if w.archive != nil {
+		w.shelf.WithArchive(shelf.Packing{Archive: w.archive, Log: slog.New(slog.DiscardHandler)})
+	}
 	drivers := map[string]driver.Driver{fake.Name: fake.New(w.host)}
 	for name, host := range w.others {
 		drivers[name] = fake.New(host)
