@@ -19,7 +19,8 @@ type judge struct {
 	running string
 	ended   map[string]string // "ok", or what went wrong
 	passed  map[string]int    // tests of each suite
-	skipped []string          // the last runs' skipped tests
+	skipped []string          // tests, with the reason
+	reason  string            // the line before: what a test says before its verdict
 	done    bool
 	last    []string // of the console, outside of suites: what explains a crash
 }
@@ -44,10 +45,11 @@ func (j *judge) hear(line string) (string, bool) {
 	if strings.HasPrefix(text, "--- PASS: ") {
 		j.passed[j.running]++
 	}
-	if strings.HasPrefix(text, "--- SKIP: ") {
-		j.skipped = append(j.skipped, j.running+": "+strings.TrimPrefix(text, "--- SKIP: "))
+	if name, ok := strings.CutPrefix(text, "--- SKIP: "); ok {
+		j.skipped = append(j.skipped, fmt.Sprintf("%s: %s: %s", j.running, name, j.reason))
 	}
-	for _, noise := range []string{"=== RUN", "=== PAUSE", "=== CONT", "=== NAME"} {
+	j.reason = text
+	for _, noise := range []string{"=== PAUSE", "=== CONT", "=== NAME"} {
 		if strings.HasPrefix(text, noise) {
 			return "", false
 		}

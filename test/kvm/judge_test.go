@@ -46,13 +46,17 @@ func TestJudge(t *testing.T) {
 func TestJudgeShowsWhatMatters(t *testing.T) {
 	j := newJudge([]string{"a"})
 	var shown []string
-	for _, l := range []string{"kernel", "HEARTH-KVM begin a", "=== RUN   TestX", "--- SKIP: TestX (0s)", "", "HEARTH-KVM end a ok", "HEARTH-KVM done"} {
+	for _, l := range []string{"kernel", "HEARTH-KVM begin a", "=== RUN   TestX", "=== PAUSE TestX", "    x_test.go:1: no tools", "--- SKIP: TestX (0s)", "", "HEARTH-KVM end a ok", "HEARTH-KVM done"} {
 		if text, show := j.hear(l); show {
 			shown = append(shown, text)
 		}
 	}
-	const want = "==> a|--- SKIP: TestX (0s)|<== a: ok, 0 passed"
+	const want = "==> a|=== RUN   TestX|    x_test.go:1: no tools|--- SKIP: TestX (0s)|<== a: ok, 0 passed"
 	if got := strings.Join(shown, "|"); got != want {
 		t.Errorf("shown %q, want %q", got, want)
+	}
+	const skipped = "a: TestX (0s): x_test.go:1: no tools"
+	if len(j.skipped) != 1 || j.skipped[0] != skipped {
+		t.Errorf("skipped %q, want %q", j.skipped, skipped)
 	}
 }

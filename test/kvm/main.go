@@ -5,6 +5,10 @@
 //
 //	go run ./test/kvm [-timeout 8m] [-cpus 2] [-run NAME] [-keep]
 //
+// A Firecracker to test is taken from $FIRECRACKER_BIN or PATH, with the jailer
+// from $JAILER_BIN or beside it. Without one, the tests of it are skipped, and
+// the end of the output says so.
+//
 // The machine is an initramfs, which has command init and four modules, and an
 // EROFS disk with everything else: static test binaries, the kernel's modules,
 // QEMU with its libraries and firmware, and the images that tests start guests
@@ -30,7 +34,7 @@ type suite struct {
 	name    string
 	pkg     string        // of the tests
 	run     string        // regular expression of their names
-	env     []string      // beside what every suite gets
+	builds  []string      // packages of the programs that its tests build
 	timeout time.Duration // for all of its tests
 }
 
@@ -38,6 +42,9 @@ type suite struct {
 func suites() []suite {
 	return []suite{
 		{name: "kvmprobe", pkg: "./internal/driver/microvm/kvmprobe", run: ".", timeout: time.Minute},
+		// What needs no KVM is tested outside, where it is quicker.
+		{name: "firecracker", pkg: "./internal/driver/firecracker", run: "OfFirecracker|TestKeyPartsAreNamed", timeout: 5 * time.Minute,
+			builds: []string{"hearth/internal/driver/firecracker/vmmtest", "hearth/cmd/hearth-init"}},
 	}
 }
 
@@ -108,13 +115,16 @@ func test(ctx context.Context, o options) error {
 		cpus: o.cpus, memory: o.memory,
 	}, func(line string) {
 		if text, show := j.hear(line); show {
-			fmt.Println(text)
+			fmt.Printf("%4.0f s  %s\n", time.Since(began).Seconds(), text)
 		}
 	})
 	if context.Cause(ctx) != nil {
 		err = context.Cause(ctx)
 	}
 	fmt.Printf("==> emulated host: off after %.1f s\n", time.Since(began).Seconds())
+	for _, name := range j.skipped {
+		fmt.Println("skipped:", name)
+	}
 	return errors.Join(j.verdict(), err)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,7 @@ const (
 	labDir    = "/lab"
 	suiteDir  = "/suites"
 	suiteList = "/suites.json"
+	prebuilt  = "/prebuilt" // as command init knows it
 )
 
 // job is a suite, as command init reads it from suiteList.
@@ -60,15 +62,8 @@ func (t *tree) fill(ctx context.Context, kernel *microvm.Boot, modules string, c
 			return err
 		}
 	}
-	for _, p := range programs() {
-		if err := t.program(ctx, p); err != nil {
-			return err
-		}
-	}
-	for _, glob := range []string{"/usr/share/qemu/*.bin", "/usr/share/qemu/*.rom", "/usr/share/seabios/bios*.bin", "/etc/mke2fs.conf"} {
-		if err := t.copies(glob); err != nil {
-			return err
-		}
+	if err := t.hostParts(ctx); err != nil {
+		return err
 	}
 	if err := t.suites(ctx, chosen); err != nil {
 		return err
@@ -82,6 +77,26 @@ func (t *tree) fill(ctx context.Context, kernel *microvm.Boot, modules string, c
 	return t.file(kernel.Kernel, filepath.Join(labDir, microvmtest.KernelFile))
 }
 
+// hostParts takes from this host what a host of virtual machines has installed.
+func (t *tree) hostParts(ctx context.Context) error {
+	for _, p := range programs() {
+		if err := t.program(ctx, p); err != nil {
+			return err
+		}
+	}
+	globs := []string{"/usr/share/qemu/*.bin", "/usr/share/qemu/*.rom", "/usr/share/seabios/bios*.bin", "/etc/mke2fs.conf"}
+	const emulation = "/usr/lib/*/qemu/accel-*.so" // where Debian's QEMU has it in modules
+	if found, err := filepath.Glob(emulation); err == nil && len(found) > 0 {
+		globs = append(globs, emulation)
+	}
+	for _, glob := range globs {
+		if err := t.copies(glob); err != nil {
+			return err
+		}
+	}
+	return t.firecracker()
+}
+
 // suites builds the test binaries and tells init of them.
 func (t *tree) suites(ctx context.Context, chosen []suite) error {
 	var jobs []job
@@ -90,12 +105,17 @@ func (t *tree) suites(ctx context.Context, chosen []suite) error {
 		if err := t.compile(ctx, filepath.Join(t.dir, out), "test", "-c", s.pkg); err != nil {
 			return err
 		}
+		for _, p := range s.builds {
+			if err := t.compile(ctx, filepath.Join(t.dir, prebuilt, p), "build", p); err != nil {
+				return err
+			}
+		}
 		jobs = append(jobs, job{
 			Name: s.name,
 			Argv: []string{out, "-test.v", "-test.run", s.run, "-test.timeout", s.timeout.String()},
-			Env: append([]string{
+			Env: []string{
 				"PATH=/usr/sbin:/usr/bin", "HOME=/root", "TMPDIR=/tmp", "HEARTH_TEST_KVM=1", microvmtest.Env + "=" + labDir,
-			}, s.env...),
+			},
 			Seconds: int((s.timeout + 10*time.Second).Seconds()), // the binary's own limit says more
 		})
 	}
@@ -170,6 +190,22 @@ func (t *tree) program(ctx context.Context, name string) error {
 	return nil
 }
 
+// firecracker takes Firecracker and its jailer, which are linked statically, if
+// there is one.
+func (t *tree) firecracker() error {
+	vmm := os.Getenv("FIRECRACKER_BIN")
+	if vmm == "" {
+		path, err := exec.LookPath("firecracker")
+		if err != nil {
+			fmt.Println("==> the real Firecracker is NOT tested: it is not in PATH, and FIRECRACKER_BIN is not set")
+			return nil
+		}
+		vmm = path
+	}
+	jailer := cmp.Or(os.Getenv("JAILER_BIN"), filepath.Join(filepath.Dir(vmm), "jailer"))
+	return errors.Join(t.file(vmm, "/usr/bin/firecracker"), t.file(jailer, "/usr/bin/jailer"))
+}
+
 // copies takes files of this host to the same place in the tree.
 func (t *tree) copies(glob string) error {
 	found, err := filepath.Glob(glob)
@@ -223,7 +259,7 @@ func (t *tree) file(from, to string) error {
 
 // pack makes initramfs and disk in dir.
 func (t *tree) pack(ctx context.Context, dir, release string) error {
-	initFile := filepath.Join(dir, "init")
+	initFile := filepath.Join(t.dir, "usr/bin/go") // which it is, too
 	if err := t.compile(ctx, initFile, "build", "./test/kvm/init"); err != nil {
 		return err
 	}
