@@ -132,3 +132,22 @@ func TestUnknownDriverIsRefused(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A machine of a new snapshot is used once where that teaches the driver, and
+// whatever becomes of it, the build is ready and nothing is left.
+func TestRehearsal(t *testing.T) {
+	boom := hearth.Errorf(hearth.Unavailable, "no luck")
+	for name, refuse := range map[string][]error{"works": nil, "no start": {nil, boom}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(d *Deps) { d.Drivers = []Target{{Driver: "fake", Key: "key-1", Learns: true}} })
+			r.node.refuse = refuse
+			build, err := r.Ensure(t.Context(), team, recipe(), nil)
+			if err != nil || len(build.Warm) != 1 {
+				t.Fatalf("build %+v, %v", build, err)
+			}
+			if r.node.starts != 2 || len(r.node.machines) != 0 {
+				t.Errorf("%d starts, %d machines left", r.node.starts, len(r.node.machines))
+			}
+		})
+	}
+}
