@@ -95,7 +95,7 @@ func TestUnknownRoutes(t *testing.T) {
 		says         string
 	}{
 		{"GET", "/nope", 404, "This server has no GET /nope"},
-		{"POST", "/sandboxes/i1/fork", 404, "This server has no POST /sandboxes/i1/fork"},
+		{"POST", "/sandboxes/i1/clone", 404, "This server has no POST /sandboxes/i1/clone"},
 		{"GET", "/", 404, "GET /"},
 		{"GET", "/sandboxes/../health", 404, "/sandboxes/../health"},
 		{"POST", "/sandboxes//pause", 401, ""},

@@ -57,7 +57,7 @@ func (s *server) toSandbox(sb *hearth.Sandbox) rest.Sandbox {
 // good as gone.
 func toState(st hearth.State) (public rest.SandboxState, ok bool) {
 	switch st {
-	case hearth.Creating, hearth.Running:
+	case hearth.Creating, hearth.Running, hearth.Reverting:
 		return rest.SandboxState("running"), true
 	case hearth.Pausing, hearth.Paused, hearth.Resuming:
 		return rest.SandboxState("paused"), true
@@ -69,7 +69,7 @@ func toState(st hearth.State) (public rest.SandboxState, ok bool) {
 func fromStates(public []rest.SandboxState) []hearth.State {
 	var states []hearth.State
 	if len(public) == 0 || slices.Contains(public, "running") {
-		states = append(states, hearth.Running)
+		states = append(states, hearth.Running, hearth.Reverting)
 	}
 	if len(public) == 0 || slices.Contains(public, "paused") {
 		states = append(states, hearth.Pausing, hearth.Paused, hearth.Resuming)

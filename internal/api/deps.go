@@ -38,6 +38,7 @@ type sandboxes interface {
 	Sandbox(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) (*hearth.Sandbox, error)
 	sandboxLists
 	sandboxLife
+	snapshots
 	SetNetwork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, n hearth.Network) error
 
 	// Metrics returns samples, oldest first; a zero start means from the
@@ -59,6 +60,17 @@ type sandboxLife interface {
 	// SetTimeout lets the sandbox end d from now; Extend never shortens.
 	SetTimeout(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, d time.Duration) error
 	Extend(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, d time.Duration) error
+}
+
+type snapshots interface {
+	Snapshot(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, req control.SnapshotRequest) (*hearth.Snapshot, error)
+	Snapshots(ctx context.Context, f store.SnapshotFilter, p store.Page) (list []*hearth.Snapshot, next string, err error)
+
+	// DeleteSnapshot takes an ID or a name; NotFound when it is no snapshot of the team.
+	DeleteSnapshot(ctx context.Context, team hearth.TeamID, name string) error
+	Fork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, timeout time.Duration, count int) ([]control.Forked, error)
+	Rollback(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, name string) (*hearth.Sandbox, error)
+	Tree(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error)
 }
 
 // templates is the part of store.Templates that the API reads and deletes.

@@ -41,6 +41,7 @@ type fakeControl struct {
 	boxes map[hearth.SandboxID]*hearth.Sandbox
 	fail  error // returned by every call when set
 	last  control.CreateRequest
+	snaps []*hearth.Snapshot
 	block chan struct{} // when set, Create waits for it or for the context
 }
 
@@ -57,6 +58,9 @@ func (f *fakeControl) Create(ctx context.Context, req control.CreateRequest) (*h
 	f.last = req
 	if f.fail != nil {
 		return nil, f.fail
+	}
+	if name, tag, tagged := strings.Cut(req.Template, ":"); tagged {
+		return nil, hearth.Errorf(hearth.NotFound, "tag '%s' does not exist for template '%s'", tag, name)
 	}
 	if req.Template != "base" && req.Template != "code-interpreter-v1" {
 		return nil, hearth.Errorf(hearth.NotFound, "template '%s' not found", req.Template)
@@ -459,4 +463,67 @@ func want(t testing.TB, w *httptest.ResponseRecorder, status int, fragments ...s
 			t.Fatalf("message %q lacks %q", e.Message, frag)
 		}
 	}
+}
+
+func (f *fakeControl) Snapshot(_ context.Context, team hearth.TeamID, id hearth.SandboxID, req control.SnapshotRequest) (*hearth.Snapshot, error) {
+	var snap *hearth.Snapshot
+	_, err := f.change(team, id, func(sb *hearth.Sandbox) error {
+		snap = &hearth.Snapshot{
+			ID: hearth.SnapshotID(fmt.Sprintf("s%020d", len(f.snaps))), Sandbox: id, Team: team, Alias: req.Alias, Tag: req.Tag,
+			Kind: hearth.KeptSnapshot, Created: testTime, Files: []hearth.File{{Name: "memory", Bytes: 7}},
+		}
+		if snap.Alias != "" && snap.Tag == "" {
+			snap.Tag = "default"
+		}
+		f.snaps = append(f.snaps, snap)
+		return nil
+	})
+	return snap, err
+}
+
+func (f *fakeControl) Snapshots(_ context.Context, flt store.SnapshotFilter, p store.Page) (list []*hearth.Snapshot, next string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	from, _ := strconv.Atoi(p.Cursor)
+	for i, s := range f.snaps {
+		if i < from || s.Team != flt.Team || flt.Sandbox != "" && s.Sandbox != flt.Sandbox || flt.Alias != "" && s.Alias != flt.Alias {
+			continue
+		}
+		if len(list) == p.Limit {
+			return list, strconv.Itoa(i), nil
+		}
+		list = append(list, s)
+	}
+	return list, "", nil
+}
+
+func (f *fakeControl) DeleteSnapshot(_ context.Context, team hearth.TeamID, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, s := range f.snaps {
+		if s.Team == team && (name == string(s.ID) || name == s.Alias && s.Tag == "default" && s.Alias != "" || name == s.Alias+":"+s.Tag) {
+			f.snaps = slices.Delete(f.snaps, i, i+1)
+			return nil
+		}
+	}
+	return hearth.Errorf(hearth.NotFound, "snapshot '%s' not found", name)
+}
+
+func (f *fakeControl) Fork(_ context.Context, team hearth.TeamID, id hearth.SandboxID, _ time.Duration, count int) ([]control.Forked, error) {
+	sb, err := f.change(team, id, func(*hearth.Sandbox) error { return nil })
+	list := make([]control.Forked, count)
+	for i := range list {
+		list[i].Sandbox = sb
+	}
+	list[count-1] = control.Forked{Err: hearth.Errorf(hearth.ResourceExhausted, "no room")}
+	return list, err
+}
+
+func (f *fakeControl) Rollback(_ context.Context, team hearth.TeamID, id hearth.SandboxID, name string) (*hearth.Sandbox, error) {
+	return f.change(team, id, func(sb *hearth.Sandbox) error { sb.Head = hearth.SnapshotID(name); return nil })
+}
+
+func (f *fakeControl) Tree(_ context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error) {
+	sb, err := f.change(team, id, func(*hearth.Sandbox) error { return nil })
+	return &control.Tree{Snapshots: f.snaps, Sandboxes: []*hearth.Sandbox{sb}}, err
 }

@@ -88,7 +88,7 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 		return req, hearth.Errorf(hearth.InvalidArgument, "driver is %q and the header X-Hearth-Driver %q: ask for one", req.Driver, n.driver)
 	}
 	var err error
-	if req.Template, err = templateName(team, b.TemplateID); err != nil {
+	if req.Template, err = snapshotRef(team, b.TemplateID); err != nil {
 		return req, err
 	}
 	if b.Timeout != nil {

@@ -178,14 +178,26 @@ func (s *server) TemplateByAlias(ctx context.Context, req rest.TemplateByAliasRe
 	return rest.TemplateByAlias200JSONResponse{TemplateID: string(t.ID), Public: t.Public}, nil
 }
 
-// DeleteTemplate deletes a template that no sandbox uses.
+// DeleteTemplate deletes a template that no sandbox and no snapshot uses, or a
+// snapshot.
 func (s *server) DeleteTemplate(ctx context.Context, req rest.DeleteTemplateRequestObject) (rest.DeleteTemplateResponseObject, error) {
 	t, err := s.ownTemplate(ctx, req.TemplateID)
+	if err != nil && kindOf(err) == hearth.NotFound {
+		if ref, rerr := snapshotRef(callerOf(ctx).team, req.TemplateID); rerr == nil {
+			serr := s.sandboxes.DeleteSnapshot(ctx, teamOf(ctx), ref)
+			if serr == nil {
+				return rest.DeleteTemplate204Response{}, nil
+			}
+			if kindOf(serr) != hearth.NotFound {
+				return nil, serr
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	n, err := s.sandboxes.Count(ctx, store.SandboxFilter{Template: t.ID, States: []hearth.State{
-		hearth.Creating, hearth.Running, hearth.Pausing, hearth.Paused, hearth.Resuming, hearth.Stopping,
+		hearth.Creating, hearth.Running, hearth.Pausing, hearth.Paused, hearth.Resuming, hearth.Reverting, hearth.Stopping,
 	}})
 	if err != nil {
 		return nil, err
@@ -193,6 +205,13 @@ func (s *server) DeleteTemplate(ctx context.Context, req rest.DeleteTemplateRequ
 	if n > 0 {
 		return nil, hearth.Errorf(hearth.InvalidArgument,
 			"cannot delete template '%s' because there are running sandboxes using it (%d running or paused)", t.ID, n)
+	}
+	list, _, err := s.sandboxes.Snapshots(ctx, store.SnapshotFilter{Team: t.Team, Template: t.ID}, store.Page{Limit: 1})
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		return nil, hearth.Errorf(hearth.InvalidArgument, "cannot delete template '%s' because there are snapshots of its sandboxes, such as '%s'", t.ID, list[0].ID)
 	}
 	if err := s.templates.DeleteTemplate(ctx, t.ID); err != nil {
 		return nil, err

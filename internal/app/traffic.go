@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"io"
 	"log"
@@ -19,6 +20,7 @@ import (
 	"hearth/internal/builder"
 	"hearth/internal/control"
 	"hearth/internal/edge"
+	"hearth/internal/guest"
 	"hearth/internal/hearth"
 )
 
@@ -60,11 +62,31 @@ func (g gateway) FindSigned(_ context.Context, u edge.SignedURL) (hearth.Sandbox
 	return "", hearth.Errorf(hearth.NotFound, "no running sandbox has signed this URL")
 }
 
+// Wake implements edge.Waker: traffic resumes a sandbox whose owner asked for that,
+// when it carries the token that the port wants.
+func (g gateway) Wake(ctx context.Context, id hearth.SandboxID, knock edge.Knock) (edge.Route, error) {
+	r, ok := g.control.Route(id)
+	if !ok || !r.AutoResume {
+		return edge.Route{}, hearth.Errorf(hearth.NotFound, "The sandbox was not found")
+	}
+	wanted := r.Traffic
+	if knock.Port == guest.Port {
+		wanted = r.Access
+	}
+	if wanted != "" && subtle.ConstantTimeCompare([]byte(wanted), []byte(knock.Token)) != 1 {
+		return edge.Route{}, hearth.Errorf(hearth.PermissionDenied, "the token is wrong")
+	}
+	if _, err := g.control.Wake(ctx, id); err != nil {
+		return edge.Route{}, err
+	}
+	return g.Resolve(ctx, id)
+}
+
 // handler puts edge and API behind one port: what is for a sandbox goes to the
 // edge, everything else to the API.
 func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	g := gateway{a}
-	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Log: a.opts.Log})
+	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Waker: g, Log: a.opts.Log})
 	forget := a.control.Subscribe(func(r control.Route) {
 		if r.State != hearth.Running {
 			traffic.Drop(r.Sandbox)

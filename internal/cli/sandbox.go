@@ -20,6 +20,11 @@ type sandboxCmd struct {
 	Pause  sandboxPauseCmd  `cmd:"" help:"Write a sandbox's memory and files away and free its machine."`
 	Resume sandboxResumeCmd `cmd:"" help:"Let a paused sandbox go on."`
 	Kill   sandboxKillCmd   `cmd:"" help:"End sandboxes."`
+
+	Snapshot sandboxSnapshotCmd `cmd:"" help:"Keep a running sandbox's memory and files and print the snapshot's ID; it goes on."`
+	Fork     sandboxForkCmd     `cmd:"" help:"Make sandboxes that begin as one is now, and print their IDs."`
+	Rollback sandboxRollbackCmd `cmd:"" help:"Take a running sandbox back to a snapshot of its line."`
+	Tree     sandboxTreeCmd     `cmd:"" help:"Show the snapshots and sandboxes that share a line with one."`
 }
 
 // server connects to the server that E2B_API_URL names, else to the one that
@@ -68,6 +73,7 @@ type sandboxCreateCmd struct {
 	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
 	NoInternet bool          `help:"Nothing outside is reachable."`
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
+	AutoResume bool          `help:"Let traffic resume it when it is paused."`
 	Driver     string        `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
 }
 
@@ -80,7 +86,7 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, Driver: s.Driver}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Driver: s.Driver}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}

@@ -121,6 +121,24 @@ func (c *Controller) Connect(ctx context.Context, team hearth.TeamID, id hearth.
 	return nil, false, hearth.Errorf(hearth.FailedPrecondition, "Sandbox %q is still transitioning. Try again in a moment", id)
 }
 
+// leastWake is the least time that a sandbox lives which traffic woke.
+const leastWake = 5 * time.Minute
+
+// Wake resumes a paused sandbox because traffic came for it, for as long as it
+// was created for, but for leastWake at least. All who knock at once share one
+// resume. It does not ask whether traffic may do that.
+func (c *Controller) Wake(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error) {
+	sb, err := c.store.Sandbox(ctx, id)
+	if missing(err) {
+		return nil, notFound(id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sb, _, err = c.Connect(ctx, sb.Team, id, min(max(sb.Timeout, leastWake), c.limits.MaxTimeout))
+	return sb, err
+}
+
 // resume starts a paused sandbox, or joins who does. errMoved when it turned
 // out not to be paused any more.
 func (c *Controller) resume(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, timeout time.Duration) (*hearth.Sandbox, error) {

@@ -79,6 +79,10 @@ func exhausted(t target, err error) *answer {
 	return &answer{Sandbox: t.id, Message: message, Code: http.StatusTooManyRequests}
 }
 
+func notResumed(t target, err error) *answer {
+	return &answer{Sandbox: t.id, Message: "The sandbox could not be resumed: " + shown(err), Code: http.StatusServiceUnavailable}
+}
+
 func tooMany(t target, limit int) *answer {
 	return &answer{Sandbox: t.id, Code: http.StatusTooManyRequests, Limit: limit,
 		Message: fmt.Sprintf("The sandbox has %d connections open, which is the limit", limit)}

@@ -48,6 +48,7 @@ const (
 const (
 	DefaultConnections = 2000
 	DefaultDialTimeout = 10 * time.Second
+	DefaultWakeTimeout = time.Minute
 )
 
 // Config says how an Edge behaves. The zero value of a field stands for its default.
@@ -65,6 +66,9 @@ type Config struct {
 
 	// DialTimeout bounds all attempts to reach a port.
 	DialTimeout time.Duration
+
+	// WakeTimeout bounds how long a request waits for a paused sandbox to be resumed.
+	WakeTimeout time.Duration
 }
 
 // Deps are the parts an Edge works with. Signed, Waker and Log may be nil.
@@ -116,7 +120,8 @@ type SignedURL struct {
 // Waker resumes a paused sandbox, if traffic may do that and the token is right.
 // Calls for one sandbox share one resume. Errors: NotFound if traffic does not
 // resume it, PermissionDenied if the token is wrong, ResourceExhausted with the
-// message to show when there is no room, Aborted to try again in a moment.
+// message to show when there is no room, Aborted to try again in a moment,
+// Unavailable or DeadlineExceeded with the message to show when it did not start.
 type Waker interface {
 	Wake(ctx context.Context, id hearth.SandboxID, knock Knock) (Route, error)
 }
@@ -148,6 +153,9 @@ func New(cfg Config, deps Deps) *Edge {
 	}
 	if cfg.DialTimeout <= 0 {
 		cfg.DialTimeout = DefaultDialTimeout
+	}
+	if cfg.WakeTimeout <= 0 {
+		cfg.WakeTimeout = DefaultWakeTimeout
 	}
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
@@ -250,7 +258,7 @@ func (e *Edge) admit(r *http.Request, t target) (Route, *answer) {
 // wake waits until a sandbox that does not run does so.
 func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
 	switch route.State {
-	case hearth.Creating, hearth.Pausing:
+	case hearth.Creating, hearth.Pausing, hearth.Reverting:
 		return Route{}, hearth.Errorf(hearth.Aborted, "sandbox %s is %s", t.id, route.State)
 	case hearth.Paused, hearth.Resuming:
 		if e.deps.Waker == nil {
@@ -260,7 +268,10 @@ func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
 		if t.port == guest.Port {
 			knock.Token = r.Header.Get(GuestHeader)
 		}
-		return e.deps.Waker.Wake(r.Context(), t.id, knock)
+		ctx, cancel := context.WithTimeoutCause(r.Context(), e.cfg.WakeTimeout,
+			hearth.Errorf(hearth.DeadlineExceeded, "it did not start within %s", e.cfg.WakeTimeout))
+		defer cancel()
+		return e.deps.Waker.Wake(ctx, t.id, knock)
 	}
 	return Route{}, hearth.Errorf(hearth.NotFound, "sandbox %s is %s", t.id, route.State)
 }
@@ -270,8 +281,10 @@ func (e *Edge) refusal(t target, err error) *answer {
 	switch hearth.KindOf(err) {
 	case hearth.PermissionDenied, hearth.Unauthenticated:
 		return notResumable(t)
-	case hearth.Aborted:
+	case hearth.Aborted, hearth.FailedPrecondition:
 		return transitioning(t)
+	case hearth.Unavailable, hearth.DeadlineExceeded:
+		return notResumed(t, err)
 	case hearth.ResourceExhausted:
 		return exhausted(t, err)
 	case hearth.NotFound:

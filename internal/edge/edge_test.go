@@ -287,7 +287,7 @@ func TestMaskedHost(t *testing.T) {
 func TestErrorAnswers(t *testing.T) {
 	town := newTown()
 	town.serve(t, alpha, 3000, say("in"))
-	for id, state := range map[hearth.SandboxID]hearth.State{"ipaused": hearth.Paused, "ipausing": hearth.Pausing, "idead": hearth.Stopped, "inew": hearth.Creating} {
+	for id, state := range map[hearth.SandboxID]hearth.State{"ipaused": hearth.Paused, "ipausing": hearth.Pausing, "idead": hearth.Stopped, "inew": hearth.Creating, "iback": hearth.Reverting} {
 		town.routes[id] = Route{Sandbox: id, State: state}
 	}
 	town.change(beta, func(r *Route) { r.PrivateIngress, r.TrafficToken = true, "tok" })
@@ -305,6 +305,7 @@ func TestErrorAnswers(t *testing.T) {
 		{"ipaused", 80, "", 502, `{"sandboxId":"ipaused","message":"The sandbox was not found","code":502}`},
 		{"idead", 80, "", 502, `{"sandboxId":"idead","message":"The sandbox was not found","code":502}`},
 		{"ipausing", 80, "", 409, `{"sandboxId":"ipausing","message":"The sandbox is still transitioning. Try again in a moment.","code":409}`},
+		{"iback", 80, "", 409, `{"sandboxId":"iback","message":"The sandbox is still transitioning. Try again in a moment.","code":409}`},
 		{"inew", 80, "", 409, `{"sandboxId":"inew","message":"The sandbox is still transitioning. Try again in a moment.","code":409}`},
 		{alpha, 81, "", 502, `{"sandboxId":"` + alpha + `","message":"The sandbox is running but port is not open","port":81,"code":502}`},
 		{beta, 3000, "", 403, `{"sandboxId":"` + beta + `","message":"Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing","code":403}`},
@@ -476,6 +477,8 @@ func TestWake(t *testing.T) {
 		{hearth.Errorf(hearth.ResourceExhausted, ""), 429, "Sandbox limit reached"},
 		{hearth.Errorf(hearth.ResourceExhausted, "20 sandboxes run"), 429, "20 sandboxes run"},
 		{hearth.Errorf(hearth.Aborted, "x"), 409, "transitioning"},
+		{hearth.Errorf(hearth.FailedPrecondition, "x"), 409, "transitioning"},
+		{hearth.Errorf(hearth.Unavailable, "the node is away"), 503, "could not be resumed: the node is away"},
 	} {
 		fail = test.err
 		code, body, _ := ask(t, s, alpha, 3000, func(r *http.Request) { r.Header.Set(TokenHeader, "t") })

@@ -137,6 +137,7 @@ type Snapshots interface {
 type SnapshotFilter struct {
 	Team     hearth.TeamID
 	Sandbox  hearth.SandboxID
+	Template hearth.TemplateID
 	Alias    string
 	Tag      string
 	Kinds    []hearth.SnapshotKind

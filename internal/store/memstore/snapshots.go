@@ -74,7 +74,7 @@ func (s *Store) FindSnapshots(_ context.Context, f store.SnapshotFilter, p store
 
 func selects(f store.SnapshotFilter, snap *hearth.Snapshot) bool {
 	return (f.Team == "" || f.Team == snap.Team) && (f.Sandbox == "" || f.Sandbox == snap.Sandbox) &&
-		(f.Alias == "" || f.Alias == snap.Alias) && (f.Tag == "" || f.Tag == snap.Tag) &&
+		(f.Template == "" || f.Template == snap.Template) && (f.Alias == "" || f.Alias == snap.Alias) && (f.Tag == "" || f.Tag == snap.Tag) &&
 		(len(f.Kinds) == 0 || slices.Contains(f.Kinds, snap.Kind)) &&
 		(len(f.Statuses) == 0 || slices.Contains(f.Statuses, snap.Status))
 }

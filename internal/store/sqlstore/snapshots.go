@@ -99,7 +99,7 @@ func (s *Store) UpdateSnapshot(ctx context.Context, id hearth.SnapshotID, change
 func (s *Store) FindSnapshots(ctx context.Context, f store.SnapshotFilter, p store.Page) ([]*hearth.Snapshot, string, error) {
 	w := &where{}
 	for _, c := range []struct{ column, value string }{
-		{"team", string(f.Team)}, {"sandbox", string(f.Sandbox)}, {"alias", f.Alias}, {"tag", f.Tag},
+		{"team", string(f.Team)}, {"sandbox", string(f.Sandbox)}, {"template", string(f.Template)}, {"alias", f.Alias}, {"tag", f.Tag},
 	} {
 		if c.value != "" {
 			w.and(c.column+" = ?", c.value)

@@ -76,7 +76,7 @@ func snapshotFind(t *testing.T, s store.Store) {
 		case 4:
 			snap.Team = "t2"
 		case 5:
-			snap.Sandbox, snap.Alias, snap.Tag = "i2", "x", "y"
+			snap.Sandbox, snap.Template, snap.Alias, snap.Tag = "i2", "tpl", "x", "y"
 		case 6:
 			snap.Kind, snap.Status = hearth.StepSnapshot, hearth.SnapshotDropped
 		}
@@ -90,6 +90,7 @@ func snapshotFind(t *testing.T, s store.Store) {
 		{store.SnapshotFilter{Team: "t1"}, "s6 s5 s3 s2 s1 s0"},
 		{store.SnapshotFilter{Team: "t1", Sandbox: "i2"}, "s5"},
 		{store.SnapshotFilter{Alias: "x"}, "s5"},
+		{store.SnapshotFilter{Template: "tpl"}, "s5"},
 		{store.SnapshotFilter{Alias: "x", Tag: "z"}, ""},
 		{store.SnapshotFilter{Kinds: []hearth.SnapshotKind{hearth.StepSnapshot, hearth.ForkSnapshot}}, "s6"},
 		{store.SnapshotFilter{Statuses: []hearth.SnapshotStatus{hearth.SnapshotReady}, Sandbox: "i1"}, "s4 s3 s2 s1 s0"},

@@ -1,0 +1,143 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Snapshot is a sandbox's state that was kept.
+type Snapshot struct {
+	ID    string   `json:"snapshotID"` // what Create takes as its template
+	Names []string `json:"names"`
+}
+
+// Snapshot keeps a running sandbox's memory and files under a name, name[:tag],
+// or under none; the sandbox goes on.
+func (c *Client) Snapshot(ctx context.Context, id, name string) (*Snapshot, error) {
+	body := map[string]any{}
+	if name != "" {
+		body["name"] = name
+	}
+	var out Snapshot
+	if _, err := c.call(ctx, http.MethodPost, sandboxPath(id, "/snapshots"), body, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// Snapshots yields the team's snapshots, newest first, of one sandbox unless id
+// is empty. An error ends it.
+func (c *Client) Snapshots(ctx context.Context, id string) iter.Seq2[Snapshot, error] {
+	return func(yield func(Snapshot, error) bool) {
+		q := url.Values{}
+		if id != "" {
+			q.Set("sandboxID", id)
+		}
+		for {
+			var page []Snapshot
+			h, err := c.call(ctx, http.MethodGet, "/snapshots?"+q.Encode(), nil, &page)
+			if err != nil {
+				yield(Snapshot{}, err)
+				return
+			}
+			for _, s := range page {
+				if !yield(s, nil) {
+					return
+				}
+			}
+			next := h.Get("X-Next-Token")
+			if next == "" {
+				return
+			}
+			q.Set("nextToken", next)
+		}
+	}
+}
+
+// DeleteSnapshot deletes a snapshot. What was made from it lives on.
+func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
+	return c.DeleteTemplate(ctx, id)
+}
+
+// Fork is one of the sandboxes that Client.Fork was asked for, or why there is none.
+type Fork struct {
+	Sandbox *Sandbox
+	Err     error
+}
+
+// Fork makes count sandboxes that begin as one is now and live for timeout. It
+// goes on; a paused one stays paused.
+func (c *Client) Fork(ctx context.Context, id string, count int, timeout time.Duration) ([]Fork, error) {
+	body := map[string]any{"count": count, "timeout": wholeSeconds(timeout)}
+	var out []struct {
+		Sandbox *created `json:"sandbox"`
+		Error   *struct {
+			Code    int    `json:"code"`
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	header, err := c.call(ctx, http.MethodPost, sandboxPath(id, "/fork"), body, &out)
+	if err != nil {
+		return nil, err
+	}
+	forks := make([]Fork, len(out))
+	for i, f := range out {
+		switch {
+		case f.Sandbox != nil:
+			forks[i].Sandbox = newSandbox(c, *f.Sandbox, header)
+		case f.Error != nil:
+			forks[i].Err = &Error{Status: f.Error.Code, Message: f.Error.Message}
+		default:
+			forks[i].Err = &Error{Status: http.StatusInternalServerError, Message: "the server says neither sandbox nor error"}
+		}
+	}
+	return forks, nil
+}
+
+// Rollback takes a running sandbox back to a snapshot of its line: same ID, same
+// tokens. When that fails it goes on as it was.
+func (c *Client) Rollback(ctx context.Context, id, snapshot string) (*Sandbox, error) {
+	var out created
+	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/rollback", map[string]any{"snapshotID": snapshot}, &out)
+	if err != nil {
+		return nil, err
+	}
+	return newSandbox(c, out, header), nil
+}
+
+// Tree is everything that shares a line with a sandbox, oldest first.
+type Tree struct {
+	Snapshots []TreeSnapshot `json:"snapshots"`
+	Sandboxes []TreeSandbox  `json:"sandboxes"`
+}
+
+// TreeSnapshot is a snapshot in a Tree.
+type TreeSnapshot struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`   // name:tag; empty: none
+	Parent    string    `json:"parent"` // the snapshot before it; empty: it is the first
+	Sandbox   string    `json:"sandboxID"`
+	Kind      string    `json:"kind"`   // kept, step or fork
+	Usable    bool      `json:"usable"` // false: only its place in the line is left
+	CreatedAt time.Time `json:"createdAt"`
+	Bytes     int64     `json:"bytes"`
+}
+
+// TreeSandbox is a sandbox in a Tree.
+type TreeSandbox struct {
+	ID    string `json:"sandboxID"`
+	Head  string `json:"head"` // the newest snapshot that its state comes from; empty: none
+	State string `json:"state"`
+}
+
+// Tree returns everything that shares a line with a sandbox.
+func (c *Client) Tree(ctx context.Context, id string) (*Tree, error) {
+	var out Tree
+	if _, err := c.call(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/tree", nil, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}

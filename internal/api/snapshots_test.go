@@ -1,0 +1,46 @@
+package api
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestSnapshotCalls walks through the calls as the SDKs send them.
+func TestSnapshotCalls(t *testing.T) {
+	f := newFixture(t)
+	id := f.create(`{"templateID":"base"}`)
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"POST", "/sandboxes/" + id + "/snapshots", `{}`, 201, `{"names":[],"snapshotID":"s00000000000000000000:default"}`},
+		{"POST", "/sandboxes/" + id + "/snapshots", ``, 201, `"s00000000000000000001:default"`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"golden"}`, 201, `{"names":["first/golden"],"snapshotID":"first/golden:default"}`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"golden:v2"}`, 201, `/golden:v2"`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"else/golden"}`, 400, "namespace 'else' must match your team"},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"Not A Name!"}`, 400, "Invalid template reference"},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":7}`, 400, "name"},
+		{"POST", "/sandboxes/inone/snapshots", `{}`, 404, "doesn't exist"},
+		{"GET", "/snapshots?sandboxID=" + id, "", 200, `golden:v2`},
+		{"GET", "/snapshots?limit=1", "", 200, `[{"names":[],"snapshotID":"s00000000000000000000:default"`},
+		{"GET", "/snapshots?limit=0", "", 400, "limit"},
+		{"GET", "/snapshots?sandboxID=..%2F", "", 400, "Invalid sandbox ID"},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":2,"timeout":60}`, 201, `"error":{"code":429,"message":"no room"}`},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":0}`, 400, "count"},
+		{"POST", "/sandboxes/" + id + "/fork", `{"count":101}`, 400, "count"},
+		{"POST", "/v2/sandboxes/" + id + "/rollback", `{"snapshotID":"s00000000000000000000:default"}`, 200, `"sandboxID":"` + id},
+		{"POST", "/v2/sandboxes/" + id + "/rollback", `{}`, 400, "snapshotID"},
+		{"GET", "/v2/sandboxes/" + id + "/tree", "", 200, `"head":"s00000000000000000000"`},
+		{"DELETE", "/templates/s00000000000000000000%3Adefault", "", 204, ""},
+		{"DELETE", "/templates/s00000000000000000000%3Adefault", "", 404, "not found"},
+	} {
+		got := f.do(c.method, c.path, c.body)
+		if got.Code != c.status || !strings.Contains(got.Body.String(), c.want) {
+			t.Errorf("%s %s %s: %d %s; want %d with %s", c.method, c.path, c.body, got.Code, got.Body, c.status, c.want)
+		}
+		if strings.HasSuffix(c.path, "?limit=1") && got.Header().Get("X-Next-Token") == "" {
+			t.Error("a page that is not the last has no X-Next-Token")
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"hearth/client"
+)
+
+type snapshotCmd struct {
+	List   snapshotListCmd   `cmd:"" help:"List snapshots."`
+	Delete snapshotDeleteCmd `cmd:"" help:"Delete snapshots; what was made from them lives on."`
+}
+
+type snapshotListCmd struct {
+	dataFlag
+	Sandbox string `help:"Only those of this sandbox."`
+}
+
+// Run prints an ID per line, newest first.
+func (s *snapshotListCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	for snap, err := range c.Snapshots(in.ctx, s.Sandbox) {
+		if err != nil {
+			return remote(err)
+		}
+		if _, err := fmt.Fprintln(in.out, snap.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type snapshotDeleteCmd struct {
+	dataFlag
+	IDs []string `arg:"" name:"id" help:"Snapshots, by ID or name."`
+}
+
+// Run deletes every snapshot it is given, and fails if one was not there.
+func (s *snapshotDeleteCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range s.IDs {
+		errs = append(errs, remote(c.DeleteSnapshot(in.ctx, id)))
+	}
+	return errors.Join(errs...)
+}
+
+type sandboxSnapshotCmd struct {
+	dataFlag
+	ID   string `arg:"" help:"Sandbox."`
+	Name string `help:"Name, name[:tag]; taken from the snapshot that has it."`
+}
+
+// Run prints the snapshot's ID.
+func (s *sandboxSnapshotCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	snap, err := c.Snapshot(in.ctx, s.ID, s.Name)
+	if err != nil {
+		return remote(err)
+	}
+	_, err = fmt.Fprintln(in.out, snap.ID)
+	return err
+}
+
+type sandboxForkCmd struct {
+	dataFlag
+	ID      string        `arg:"" help:"Sandbox, running or paused."`
+	Count   int           `default:"1" help:"How many."`
+	Timeout time.Duration `default:"5m" help:"Life of each."`
+}
+
+// Run prints the IDs of those that started, and fails if one did not.
+func (s *sandboxForkCmd) Run(in *invocation) error {
+	if err := lifetime(s.Timeout); err != nil {
+		return err
+	}
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	forks, err := c.Fork(in.ctx, s.ID, s.Count, s.Timeout)
+	if err != nil {
+		return remote(err)
+	}
+	var errs []error
+	for _, f := range forks {
+		if f.Err != nil {
+			errs = append(errs, remote(f.Err))
+		} else if _, err := fmt.Fprintln(in.out, f.Sandbox.ID); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errs...)
+}
+
+type sandboxRollbackCmd struct {
+	dataFlag
+	ID       string `arg:"" help:"Sandbox."`
+	Snapshot string `arg:"" help:"Snapshot of it, or of what it came from, by ID or name."`
+}
+
+// Run returns when the sandbox is what the snapshot was.
+func (s *sandboxRollbackCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	_, err = c.Rollback(in.ctx, s.ID, s.Snapshot)
+	return remote(err)
+}
+
+type sandboxTreeCmd struct {
+	dataFlag
+	ID string `arg:"" help:"Sandbox."`
+}
+
+// Run draws the tree, one line per snapshot or sandbox.
+func (s *sandboxTreeCmd) Run(in *invocation) error {
+	c, err := s.server(in)
+	if err != nil {
+		return err
+	}
+	t, err := c.Tree(in.ctx, s.ID)
+	if err != nil {
+		return remote(err)
+	}
+	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
+	drawTree(w, t, "", 0)
+	return w.Flush()
+}
+
+// drawTree writes what comes after a snapshot, indented.
+func drawTree(w io.Writer, t *client.Tree, parent string, depth int) {
+	indent := strings.Repeat("  ", depth)
+	known := map[string]bool{}
+	for _, s := range t.Snapshots {
+		known[s.ID] = true
+	}
+	for _, s := range t.Snapshots {
+		if s.Parent != parent && (parent != "" || known[s.Parent]) {
+			continue
+		}
+		what := s.Kind
+		if !s.Usable {
+			what = "deleted"
+		}
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%d MiB\tof %s\n", indent, s.ID, what, s.Name, s.CreatedAt.Local().Format(time.DateTime), s.Bytes>>20, s.Sandbox)
+		drawTree(w, t, s.ID, depth+1)
+	}
+	for _, b := range t.Sandboxes {
+		if b.Head == parent || parent == "" && !known[b.Head] {
+			fmt.Fprintf(w, "%s%s\t%s\t\t\t\t\n", indent, b.ID, b.State)
+		}
+	}
+}
