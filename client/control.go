@@ -199,6 +199,13 @@ func (c *Client) Pause(ctx context.Context, id string) error {
 	return err
 }
 
+// PauseFiles writes a sandbox's files away and drops its memory: the next Connect
+// boots it, with the files as they are now.
+func (c *Client) PauseFiles(ctx context.Context, id string) error {
+	_, err := c.call(ctx, http.MethodPost, sandboxPath(id, "/pause"), map[string]any{"memory": false}, nil)
+	return err
+}
+
 // SetTimeout lets a sandbox end d from now, rounded up to seconds.
 func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) error {
 	_, err := c.call(ctx, http.MethodPost, sandboxPath(id, "/timeout"), map[string]any{"timeout": wholeSeconds(d)}, nil)

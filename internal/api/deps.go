@@ -55,6 +55,7 @@ type sandboxLife interface {
 	// Connect extends a running sandbox or resumes a paused one; resumed says which.
 	Connect(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, timeout time.Duration) (s *hearth.Sandbox, resumed bool, err error)
 	Pause(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error
+	PauseFiles(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error // without memory
 	Kill(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error
 
 	// SetTimeout lets the sandbox end d from now; Extend never shortens.

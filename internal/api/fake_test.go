@@ -42,7 +42,9 @@ type fakeControl struct {
 	fail  error // returned by every call when set
 	last  control.CreateRequest
 	snaps []*hearth.Snapshot
-	block chan struct{} // when set, Create waits for it or for the context
+
+	filesOnly bool          // a pause without memory was asked for
+	block     chan struct{} // when set, Create waits for it or for the context
 }
 
 func (f *fakeControl) Create(ctx context.Context, req control.CreateRequest) (*hearth.Sandbox, error) {
@@ -463,6 +465,11 @@ func want(t testing.TB, w *httptest.ResponseRecorder, status int, fragments ...s
 			t.Fatalf("message %q lacks %q", e.Message, frag)
 		}
 	}
+}
+
+func (f *fakeControl) PauseFiles(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error {
+	f.filesOnly = true
+	return f.Pause(ctx, team, id)
 }
 
 func (f *fakeControl) Snapshot(_ context.Context, team hearth.TeamID, id hearth.SandboxID, req control.SnapshotRequest) (*hearth.Snapshot, error) {

@@ -98,6 +98,7 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 	}
 	if or(b.AutoPause, false) {
 		req.OnTimeout = hearth.PauseOnTimeout
+		req.Lifecycle.PauseFiles = !or(b.AutoPauseMemory, true)
 	}
 	if b.Metadata != nil {
 		req.Metadata = *b.Metadata
@@ -121,8 +122,8 @@ func (n newSandbox) unsupported() error {
 	switch {
 	case !or(b.AutoPauseMemory, true) && !or(b.AutoPause, false):
 		return hearth.Errorf(hearth.InvalidArgument, "autoPauseMemory=false only applies when autoPause is true.")
-	case !or(b.AutoPauseMemory, true):
-		return notYet("autoPauseMemory=false (pausing without memory)")
+	case !or(b.AutoPauseMemory, true) && b.AutoResume != nil && b.AutoResume.Enabled:
+		return hearth.Errorf(hearth.InvalidArgument, "autoPauseMemory=false and autoResume cannot be combined: traffic would find a sandbox without its processes")
 	case b.Iam != nil && len(*b.Iam) > 0:
 		return notYet("iam")
 	case b.VolumeMounts != nil && len(*b.VolumeMounts) > 0:
@@ -247,10 +248,11 @@ func alreadyRunning(id hearth.SandboxID) error {
 // PauseSandbox writes a sandbox's state away and stops its machine.
 func (s *server) PauseSandbox(ctx context.Context, req rest.PauseSandboxRequestObject) (rest.PauseSandboxResponseObject, error) {
 	id, err := hearth.ParseSandboxID(req.SandboxID)
-	if err == nil && req.Body != nil && !or(req.Body.Memory, true) {
-		err = notYet("memory=false (pausing without memory)")
-	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case req.Body != nil && !or(req.Body.Memory, true):
+		err = s.sandboxes.PauseFiles(ctx, teamOf(ctx), id)
+	default:
 		err = s.sandboxes.Pause(ctx, teamOf(ctx), id)
 	}
 	if err != nil {

@@ -44,3 +44,17 @@ func TestSnapshotCalls(t *testing.T) {
 		}
 	}
 }
+
+// TestPauseWithoutMemory: the wish arrives, and what contradicts it is refused.
+func TestPauseWithoutMemory(t *testing.T) {
+	f := newFixture(t)
+	id := f.create(`{"templateID":"base","autoPause":true,"autoPauseMemory":false}`)
+	if !f.control.last.Lifecycle.PauseFiles {
+		t.Error("autoPauseMemory=false got lost")
+	}
+	want(t, f.do("POST", "/sandboxes/"+id+"/pause", `{"memory":false}`), 204)
+	if !f.control.filesOnly {
+		t.Error("memory=false got lost")
+	}
+	want(t, f.do("POST", "/v2/sandboxes", `{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}`), 400, "cannot be combined")
+}

@@ -215,7 +215,8 @@ func (s *sandboxCodeCmd) Run(in *invocation) error {
 
 type sandboxPauseCmd struct {
 	dataFlag
-	ID string `arg:"" help:"Sandbox."`
+	ID    string `arg:"" help:"Sandbox."`
+	Files bool   `help:"Keep the files alone: it boots when it is resumed."`
 }
 
 // Run returns when the sandbox is paused.
@@ -223,6 +224,9 @@ func (s *sandboxPauseCmd) Run(in *invocation) error {
 	c, err := s.server(in)
 	if err != nil {
 		return err
+	}
+	if s.Files {
+		return remote(c.PauseFiles(in.ctx, s.ID))
 	}
 	return remote(c.Pause(in.ctx, s.ID))
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"hearth/internal/control/lanes"
@@ -43,6 +44,16 @@ func (c *Controller) Kill(ctx context.Context, team hearth.TeamID, id hearth.San
 // Pause checkpoints a sandbox and frees its machine. FailedPrecondition when it
 // is paused already or being killed. When the checkpoint fails it runs on.
 func (c *Controller) Pause(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error {
+	return c.pauseKeeping(ctx, team, id, allMemory)
+}
+
+// PauseFiles is Pause that keeps files and drops memory and processes: the next
+// resume boots. FailedPrecondition also where the sandbox's driver cannot do that.
+func (c *Controller) PauseFiles(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error {
+	return c.pauseKeeping(ctx, team, id, filesOnly)
+}
+
+func (c *Controller) pauseKeeping(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, what keeping) error {
 	sb, err := c.row(ctx, team, id)
 	if err != nil {
 		return err
@@ -50,7 +61,7 @@ func (c *Controller) Pause(ctx context.Context, team hearth.TeamID, id hearth.Sa
 	if sb.State == hearth.Paused || sb.State == hearth.Stopping {
 		return pausable(sb)
 	}
-	_, _, err = c.lanes.Share(ctx, lanes.Key{ID: id, Op: "pause"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+	_, _, err = c.lanes.Share(ctx, lanes.Key{ID: id, Op: fmt.Sprintf("pause %d", what)}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
 		sb, err := c.row(ctx, team, id)
 		if err != nil {
 			return nil, nil, err
@@ -58,7 +69,7 @@ func (c *Controller) Pause(ctx context.Context, team hearth.TeamID, id hearth.Sa
 		if err := pausable(sb); err != nil {
 			return nil, nil, err
 		}
-		sb, err = c.pause(ctx, sb, nil)
+		sb, err = c.pause(ctx, sb, what, nil)
 		return sb, nil, err
 	})
 	return err

@@ -136,7 +136,11 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 	if sb.OnTimeout != hearth.PauseOnTimeout {
 		return c.stop(ctx, sb, "its timeout was reached", due)
 	}
-	paused, err := c.pause(ctx, sb, due)
+	what := allMemory
+	if sb.Lifecycle.PauseFiles {
+		what = filesOnly
+	}
+	paused, err := c.pause(ctx, sb, what, due)
 	if err == nil || errors.Is(err, errLater) {
 		c.gates.failed.Clear(id)
 		return paused, err

@@ -143,8 +143,16 @@ func (c *Controller) unshelve(ctx context.Context, sb *hearth.Sandbox) error {
 	})
 }
 
+// keeping says what a pause keeps.
+type keeping int
+
+const (
+	allMemory keeping = iota
+	filesOnly
+)
+
 // pause takes a running sandbox to paused.
-func (c *Controller) pause(ctx context.Context, sb *hearth.Sandbox, g guard) (*hearth.Sandbox, error) {
+func (c *Controller) pause(ctx context.Context, sb *hearth.Sandbox, what keeping, g guard) (*hearth.Sandbox, error) {
 	if sb.Snapshot != "" { // the one it was resumed from must not be forgotten
 		if err := c.unshelve(ctx, sb); err != nil {
 			return nil, err
@@ -152,7 +160,7 @@ func (c *Controller) pause(ctx context.Context, sb *hearth.Sandbox, g guard) (*h
 	}
 	into := hearth.NewSnapshotID()
 	pausing, err := c.move(ctx, sb, hearth.Pausing, func(s *hearth.Sandbox) error {
-		s.Snapshot = into
+		s.Snapshot, s.Lifecycle.DropsMemory = into, what == filesOnly
 		return g.allows(s)
 	})
 	if err != nil {
@@ -174,7 +182,7 @@ func (c *Controller) finishPause(ctx context.Context, sb *hearth.Sandbox) (*hear
 	}
 	now := c.clock()
 	paused, err := c.move(ctx, sb, hearth.Paused, func(s *hearth.Sandbox) error {
-		s.Node, s.EndsAt = "", now
+		s.Node, s.EndsAt, s.Lifecycle.DropsMemory = "", now, false
 		return nil
 	})
 	if err != nil {
@@ -191,7 +199,7 @@ func (c *Controller) checkpoint(ctx context.Context, sb *hearth.Sandbox) (snap *
 	ctx, cancel := c.detached(ctx, c.limits.PauseTimeout)
 	defer cancel()
 	for n := 1; ; n++ {
-		snap, err = svc.Pause(ctx, sb.ID, node.PauseRequest{Into: sb.Snapshot})
+		snap, err = svc.Pause(ctx, sb.ID, node.PauseRequest{Into: sb.Snapshot, FilesOnly: sb.Lifecycle.DropsMemory})
 		if err == nil || n == 4 || hearth.KindOf(err) != hearth.Unavailable || !retry.Wait(ctx, n) {
 			return snap, err
 		}
@@ -230,7 +238,7 @@ func (c *Controller) unpause(ctx context.Context, sb *hearth.Sandbox, cause erro
 	}
 	now := c.clock()
 	_, err = c.move(ctx, sb, hearth.Running, func(s *hearth.Sandbox) error {
-		s.Snapshot = ""
+		s.Snapshot, s.Lifecycle.DropsMemory = "", false
 		if !s.EndsAt.After(now) { // not at once again
 			s.EndsAt = now.Add(pauseRetry)
 		}

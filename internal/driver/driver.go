@@ -48,6 +48,7 @@ type Driver interface {
 type Capabilities struct {
 	Isolation      hearth.Isolation // what stands between guest and host
 	MemorySnapshot bool             // Checkpoint keeps memory and processes
+	FileSnapshot   bool             // machines are FileKeepers
 	SharedMemory   bool             // machines of one checkpoint share the memory they only read
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
@@ -86,6 +87,14 @@ type Machine interface {
 	Close(ctx context.Context) error
 }
 
+// A FileKeeper is a Machine that can keep its files without its memory.
+type FileKeeper interface {
+	// CheckpointFiles is Checkpoint that leaves out memory and processes: a machine
+	// started from it boots, and finds every file that was written. What lies in
+	// file systems that are in memory by nature, such as /tmp on tmpfs, is lost.
+	CheckpointFiles(ctx context.Context, dir string) (*Checkpoint, error)
+}
+
 // Spec is everything Start needs. It is plain data so that it can be logged,
 // compared in tests and sent to a helper process. It holds no secrets.
 type Spec struct {
@@ -122,6 +131,9 @@ type Checkpoint struct {
 	Key    string   `json:"key"`   // Capabilities.Key of the driver that wrote it
 	Dir    string   `json:"-"`     // where the files are now; absolute
 	Files  []string `json:"files"` // plain names in Dir
+
+	// FilesOnly says that there is no memory in it: a machine started from it boots.
+	FilesOnly bool `json:"files_only,omitempty"`
 
 	// Base is the checkpoint that this one refers to, possibly layered itself: a
 	// driver may write only what changed since Spec.From. It is Spec.From, or a

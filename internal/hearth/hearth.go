@@ -98,6 +98,9 @@ type Lifecycle struct {
 	PauseFiles bool          `json:"pause_files,omitempty"` // a pause that nobody asked for keeps files alone, no memory
 	Idle       time.Duration `json:"idle,omitempty"`        // without use for so long it is paused; 0: never
 	History    History       `json:"history,omitzero"`
+
+	// DropsMemory says that the pause under way keeps files alone.
+	DropsMemory bool `json:"drops_memory,omitempty"`
 }
 
 // History says which of a sandbox's steps are kept as snapshots. The zero value

@@ -81,6 +81,10 @@ type StartRequest struct {
 type PauseRequest struct {
 	Into   hearth.SnapshotID
 	Forget bool // drop identity and secrets first: the snapshot starts many sandboxes
+
+	// FilesOnly keeps no memory: what is started from the snapshot boots.
+	// FailedPrecondition where the sandbox's driver cannot do that.
+	FilesOnly bool
 }
 
 // SnapshotRequest says where the state of a sandbox that goes on is kept.

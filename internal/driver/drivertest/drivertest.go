@@ -37,6 +37,7 @@ type Env struct {
 type testCase struct {
 	name   string
 	memory bool // needs Capabilities.MemorySnapshot
+	files  bool // needs Capabilities.FileSnapshot
 	kernel bool // needs Env.Kernel
 	run    func(t *testing.T, env Env)
 }
@@ -64,6 +65,7 @@ func cases() []testCase {
 		{name: "SweepIsIdempotent", run: sweepIdempotent},
 		{name: "SweepKillsTheLiving", run: sweepKills},
 		{name: "CloseIsIdempotentAndConcurrent", run: closeConcurrent},
+		{name: "FilesAlone", files: true, run: filesOnly},
 		{name: "KillIsSeenWithinASecond", run: killSeen},
 		{name: "GuestExitIsReported", run: guestExit},
 		{name: "DoomedStartLeavesNothing", run: doomedStart},
@@ -93,6 +95,9 @@ func Run(t *testing.T, env Env) {
 		t.Run(c.name, func(t *testing.T) {
 			if c.memory && !caps.MemorySnapshot {
 				t.Skip("the driver's checkpoints keep no memory")
+			}
+			if c.files && !caps.FileSnapshot {
+				t.Skip("the driver cannot keep files without memory")
 			}
 			if c.kernel && !env.Kernel {
 				t.Skip("the driver's guests are no programs")

@@ -3,6 +3,7 @@ package drivertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -227,4 +228,33 @@ func wrongKey(t *testing.T, env Env) {
 		t.Errorf("Start from a checkpoint without files: %v", err)
 	}
 	wantEmpty(t, spec.Dir)
+}
+
+// filesOnly: what was written is there after the first and every later boot from
+// a checkpoint of the files, and memory is not.
+func filesOnly(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).post(t, "/memory", "key", "k", "value", "lost")
+	for i := range 3 {
+		name := fmt.Sprintf("/root/written-%d", i)
+		Open(m).post(t, "/file", "path", name, "value", name)
+		ok(t, "Freeze", m.Freeze(t.Context()))
+		c, err := m.(driver.FileKeeper).CheckpointFiles(t.Context(), t.TempDir())
+		ok(t, "CheckpointFiles", err)
+		if !c.FilesOnly || len(c.Files) == 0 || c.Key == "" {
+			t.Fatalf("checkpoint %+v is not complete", c)
+		}
+		ok(t, "Thaw", m.Thaw(t.Context()))
+		Open(m).number(t, "/ticks")
+		m = restore(t, env, c)
+		for k := range i + 1 {
+			name := fmt.Sprintf("/root/written-%d", k)
+			if got := Open(m).get(t, "/file", "path", name); got != name {
+				t.Errorf("%s after boot %d: %q", name, i+1, got)
+			}
+		}
+		if got := Open(m).get(t, "/memory", "key", "k"); got == "lost" {
+			t.Errorf("memory outlived a checkpoint of the files: %q", got)
+		}
+	}
 }

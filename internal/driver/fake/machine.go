@@ -37,7 +37,7 @@ func newMachine(host *Host, spec driver.Spec, memory map[string]string) *machine
 	m := &machine{host: host, spec: spec, done: make(chan struct{}), gate: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	close(m.gate)
 	m.usage = driver.Usage{Memory: 8 << 20, MemoryMax: int64(spec.Resources.MemoryMiB) << 20}
-	m.guest = &Guest{m: m, memory: memory, ports: map[uint16]func(net.Conn){}, restored: spec.From != nil}
+	m.guest = &Guest{m: m, memory: memory, ports: map[uint16]func(net.Conn){}, restored: spec.From != nil && !spec.From.FilesOnly}
 	return m
 }
 
@@ -136,6 +136,25 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint cannot be written")
 	}
 	return c, nil
+}
+
+// CheckpointFiles writes what of the guest's memory is a file: the words whose
+// keys begin with a slash.
+func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Checkpoint, error) {
+	if !m.frozen() {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.spec.ID)
+	}
+	memory, err := json.Marshal(m.guest.snapshot(true))
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "guest memory cannot be written")
+	}
+	if err := m.host.before(ctx, Checkpoint, m.spec.ID); err != nil {
+		return nil, err
+	}
+	if err := save(filepath.Join(dir, stateFile), memory); err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint cannot be written")
+	}
+	return &driver.Checkpoint{Driver: Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}, FilesOnly: true}, nil
 }
 
 // Usage is what Guest.SetUsage set.

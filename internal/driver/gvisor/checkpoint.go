@@ -60,7 +60,7 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		if err := m.box.Checkpoint(m.d.conf, m.id, dir, checkpointOpts(layered)); err != nil {
 			return err
 		}
-		return man.write(dir)
+		return man.write(dir, checkpointFiles[:]...)
 	})
 	if err != nil {
 		return nil, diskFull(m.id, err)
@@ -96,7 +96,7 @@ func (m *machine) manifest() (manifest, error) {
 
 // write adds the manifest to the files that gVisor wrote, and makes all of them
 // durable.
-func (man manifest) write(dir string) error {
+func (man manifest) write(dir string, files ...string) error {
 	info, err := os.Stat(filepath.Join(dir, pagesFile))
 	if err != nil {
 		return err
@@ -109,13 +109,13 @@ func (man manifest) write(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, manifestFile), raw, 0o600); err != nil {
 		return err
 	}
-	return syncAll(dir)
+	return syncAll(dir, append(files, manifestFile, "."))
 }
 
 // syncAll makes a checkpoint survive a power cut, private, and nobody's to
 // change: machines may map it for as long as they run.
-func syncAll(dir string) error {
-	for _, name := range append(checkpointFiles[:], manifestFile, ".") {
+func syncAll(dir string, names []string) error {
+	for _, name := range names {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return err
@@ -148,11 +148,16 @@ func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
 		return from, hearth.Errorf(hearth.FailedPrecondition, "checkpoint needs %s %q, this host is %s %q",
 			spec.From.Driver, spec.From.Key, Name, from.key)
 	}
-	man, err := readManifest(spec.From.Dir)
+	files := checkpointFiles[:]
+	if spec.From.FilesOnly {
+		files = filesCheckpoint[:]
+	}
+	man, err := readManifest(spec.From.Dir, files)
 	if err != nil {
 		return from, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
-	if from.guest, err = d.checkMatch(man, spec, from.key, layer); err != nil {
+	from.guest, err = d.checkMatch(man, spec, from.key, layer)
+	if err != nil || spec.From.FilesOnly {
 		return from, err
 	}
 	if from.layers, err = layersOf(spec.From, man); err != nil {
@@ -164,9 +169,9 @@ func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
 	return from, nil
 }
 
-func readManifest(dir string) (manifest, error) {
+func readManifest(dir string, files []string) (manifest, error) {
 	var man manifest
-	for _, name := range checkpointFiles {
+	for _, name := range files {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			return man, err
 		}

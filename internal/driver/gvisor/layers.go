@@ -79,7 +79,7 @@ func layersOf(from *driver.Checkpoint, man manifest) ([]heldLayer, error) {
 // holdLayer looks at one layer's files.
 func holdLayer(c *driver.Checkpoint, want layerID) (heldLayer, error) {
 	l := heldLayer{layerID: want, Dir: c.Dir, Files: c.Files}
-	man, err := readManifest(c.Dir)
+	man, err := readManifest(c.Dir, checkpointFiles[:])
 	if err != nil {
 		return l, err
 	}

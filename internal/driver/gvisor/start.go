@@ -99,7 +99,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 			req.Memory.Layers = append(req.Memory.Layers, filepath.Join(l.Dir, pagesFile))
 		}
 	}
-	con, err := newConsole(spec.From == nil)
+	con, err := newConsole(req.Image == "")
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
 	}

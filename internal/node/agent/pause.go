@@ -74,6 +74,14 @@ func (a *Agent) checkpointed(ctx context.Context, id hearth.SandboxID, into hear
 
 // pause holds the sandbox's lock.
 func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest) (*hearth.Snapshot, error) {
+	checkpoint := b.mc.live.Checkpoint
+	if req.FilesOnly {
+		keeper, able := b.mc.live.(driver.FileKeeper)
+		if caps, _ := a.capabilities(b.mc.rec.Handle.Driver); !able || !caps.FileSnapshot {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %s cannot keep files without memory", b.mc.rec.Handle.Driver)
+		}
+		checkpoint = keeper.CheckpointFiles
+	}
 	ctx, end, err := a.beginCheckpoint(ctx, b, hearth.Pausing)
 	if err != nil {
 		return nil, err
@@ -83,7 +91,7 @@ func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest) (*hear
 	if req.Forget {
 		snap.Sandbox = "" // nobody's secrets are in it
 	}
-	c, err := a.capture(ctx, b, guest.QuiesceRequest{Forget: req.Forget})
+	c, err := a.capture(ctx, b, guest.QuiesceRequest{Forget: req.Forget}, checkpoint)
 	if err == nil {
 		snap, err = a.keepFiles(ctx, b, snap, c)
 	}
@@ -116,7 +124,7 @@ func (a *Agent) snapshot(ctx context.Context, b *box, req node.SnapshotRequest) 
 	snap := a.record(b, req.Into)
 	wake := a.hush(b)
 	began := a.now()
-	c, err := a.capture(ctx, b, guest.QuiesceRequest{Hold: true})
+	c, err := a.capture(ctx, b, guest.QuiesceRequest{Hold: true}, b.mc.live.Checkpoint)
 	if err != nil {
 		err = because(ctx, err)
 		_ = os.RemoveAll(a.dir("checkpoint", b.mc.id()))
@@ -188,8 +196,11 @@ func (a *Agent) record(b *box, into hearth.SnapshotID) *hearth.Snapshot {
 // quiesceTimeout bounds how long a guest may take to seal itself or to unseal.
 const quiesceTimeout = 15 * time.Second
 
+// writer is a way to write a frozen machine's checkpoint into a directory.
+type writer func(ctx context.Context, dir string) (*driver.Checkpoint, error)
+
 // capture seals, freezes and writes a sandbox, which stays frozen.
-func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest) (*driver.Checkpoint, error) {
+func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest, write writer) (*driver.Checkpoint, error) {
 	if err := a.shelf.Remove(ctx, b.mc.rec.Into); err != nil { // of an attempt that was cut short
 		return nil, err
 	}
@@ -214,7 +225,7 @@ func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest) (
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, shelf.DiskError(err, "the checkpoint's directory cannot be made")
 	}
-	c, err := b.mc.live.Checkpoint(ctx, dir)
+	c, err := write(ctx, dir)
 	if err != nil {
 		return nil, shelf.DiskError(err, "the sandbox's state cannot be written")
 	}
@@ -224,7 +235,7 @@ func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest) (
 // keepFiles makes a snapshot of a checkpoint.
 func (a *Agent) keepFiles(ctx context.Context, b *box, snap *hearth.Snapshot, c *driver.Checkpoint) (*hearth.Snapshot, error) {
 	caps, _ := a.capabilities(c.Driver)
-	snap.Memory = caps.MemorySnapshot
+	snap.Memory = caps.MemorySnapshot && !c.FilesOnly
 	return a.shelf.Put(ctx, b.id, *snap, c)
 }
 

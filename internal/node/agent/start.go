@@ -313,7 +313,7 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 		rec.Restored = p.restore.ID
 	}
 	mc := newMachine(rec)
-	if p.restore != nil {
+	if p.restore != nil && p.restore.Memory {
 		mc.secret = p.restore.Sandbox
 	}
 	if err := a.bring(ctx, d, mc, p); err != nil {

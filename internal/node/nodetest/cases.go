@@ -30,6 +30,7 @@ var cases = []testCase{
 	{name: "ForksAreTheirOwn", run: forksAreTheirOwn},
 	{name: "Revert", run: revert},
 	{name: "RevertThatFailsGoesOn", run: revertFails},
+	{name: "PauseOfFilesAlone", run: pauseFiles},
 	{name: "StopRacingSnapshot", run: stopRacingSnapshot},
 	{name: "StopRacingRevert", run: stopRacingRevert},
 	{name: "StopRacingStart", run: stopRacingStart},

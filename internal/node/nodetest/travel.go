@@ -180,3 +180,28 @@ func race(ctx context.Context, t *testing.T, e *Env, req node.StartRequest, do f
 		t.Fatalf("a machine is left: %v", list)
 	}
 }
+
+// pauseFiles: after a pause of the files alone the guest boots, its daemon knows
+// nobody, and the sandbox is the same to its owner.
+func pauseFiles(ctx context.Context, t *testing.T, e *Env) {
+	req := e.Request()
+	e.start(ctx, t, req)
+	for range 3 {
+		e.poke(ctx, t, req, "in memory")
+		snap, err := e.Node.Pause(ctx, req.Sandbox.ID, node.PauseRequest{Into: hearth.NewSnapshotID(), FilesOnly: true})
+		if hearth.KindOf(err) == hearth.FailedPrecondition {
+			e.wantWord(ctx, t, req, "in memory")
+			t.Skip("the driver cannot keep files without memory")
+		}
+		if err != nil || snap.Memory || len(snap.Files) == 0 {
+			t.Fatalf("Pause: %+v, %v", snap, err)
+		}
+		req.Restore = snap
+		req.Sandbox.Generation++
+		e.start(ctx, t, req)
+		e.wantWord(ctx, t, req, "")
+		if _, err := e.Peek(ctx, e.dial(req.Sandbox.ID), "another token"); err == nil {
+			t.Fatal("another token opens a sandbox that has booted again")
+		}
+	}
+}

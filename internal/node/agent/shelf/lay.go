@@ -71,7 +71,7 @@ func (s *Shelf) chain(ctx context.Context, snap *hearth.Snapshot) ([]*hearth.Sna
 
 // lay links the files of one snapshot.
 func (s *Shelf) lay(ctx context.Context, snap *hearth.Snapshot, dir string) (*driver.Checkpoint, error) {
-	c := &driver.Checkpoint{Driver: snap.Driver, Key: snap.Key, Dir: dir}
+	c := &driver.Checkpoint{Driver: snap.Driver, Key: snap.Key, Dir: dir, FilesOnly: !snap.Memory}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, DiskError(err, "the snapshot's files cannot be linked")
 	}
