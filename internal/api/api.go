@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"hearth/internal/api/repeat"
 	"hearth/internal/gen/rest"
 	"hearth/internal/hearth"
 	"hearth/spec"
@@ -34,7 +35,7 @@ type server struct {
 	domain    string
 	log       *slog.Logger
 	document  *document
-	repeats   *repeats
+	repeats   *repeat.Memory
 }
 
 var _ rest.StrictServerInterface = (*server)(nil)
@@ -52,7 +53,7 @@ func New(d Deps) (http.Handler, error) {
 	s := &server{
 		sandboxes: d.Sandboxes, templates: d.Templates, builds: d.Builds, tokens: d.Tokens,
 		keys: d.Keys, throttle: d.Throttle, ready: d.Ready, domain: d.Domain, log: d.Log,
-		document: doc, repeats: newRepeats(),
+		document: doc, repeats: repeat.New(),
 	}
 	return s.observe(cors(escapedPath(s.router()))), nil
 }

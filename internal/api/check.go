@@ -14,6 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/goccy/go-yaml"
 
+	"hearth/internal/api/strict"
 	"hearth/internal/hearth"
 )
 
@@ -153,7 +154,7 @@ func (op *operation) check(w http.ResponseWriter, r *http.Request) error {
 		return hearth.Errorf(hearth.InvalidArgument, "The request needs a JSON body")
 	case len(trimmed) == 0 || !op.must && string(trimmed) == "null":
 	default:
-		v, err := parseJSON(raw)
+		v, err := strict.Parse(raw)
 		if err != nil {
 			return err
 		}

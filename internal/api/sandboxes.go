@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"hearth/internal/api/repeat"
 	"hearth/internal/control"
 	"hearth/internal/gen/rest"
 	"hearth/internal/hearth"
@@ -64,7 +65,7 @@ func (s *server) create(ctx context.Context, n newSandbox) (*hearth.Sandbox, err
 		return s.sandboxes.Create(ctx, req)
 	}
 	var sb *hearth.Sandbox
-	id, first, err := s.repeats.once(ctx, repeatKey{req.Team, n.key}, req, func() (hearth.SandboxID, error) {
+	id, first, err := s.repeats.Once(ctx, repeat.Key{Team: req.Team, Key: n.key}, req, func() (hearth.SandboxID, error) {
 		var err error
 		if sb, err = s.sandboxes.Create(ctx, req); err != nil {
 			return "", err

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -93,7 +92,6 @@ func TestCreateRefused(t *testing.T) {
 		{"dots", `{"templateID":"../../etc"}`, "Invalid template reference", 400},
 		{"timeout zero", `{"templateID":"base","timeout":0}`, "Timeout must be greater than 0", 400},
 		{"memory without pause", `{"templateID":"base","autoPauseMemory":false}`, "autoPauseMemory=false only applies when autoPause is true.", 400},
-		{"memory", `{"templateID":"base","autoPause":true,"autoPauseMemory":false}`, "not supported", 400},
 		{"iam", `{"templateID":"base","iam":{"tokens":{"a":{"audience":"b","tokenType":"JWT-SVID"}}}}`, "iam is not supported", 400},
 		{"volumes", `{"templateID":"base","volumeMounts":[{"name":"v","path":"/v"}]}`, "volumeMounts is not supported", 400},
 		{"rules", `{"templateID":"base","network":{"rules":{"a.com":[]}}}`, "network.rules is not supported", 400},
@@ -170,7 +168,6 @@ func TestLifeCycle(t *testing.T) {
 		{"network", "PUT", "/network", `{"denyOut":["1.1.1.1/32"]}`, 204, ""},
 		{"resume a running one", "POST", "/resume", `{}`, 409, "already running"},
 		{"connect to a running one", "POST", "/connect", `{"timeout":30}`, 200, id},
-		{"pause without memory", "POST", "/pause", `{"memory":false}`, 400, "not supported"},
 		{"pause with an empty object", "POST", "/pause", `{}`, 204, ""},
 		{"pause twice", "POST", "/pause", ``, 409, "already paused"},
 		{"network of a paused one", "PUT", "/network", `{}`, 409, "not running"},
@@ -276,19 +273,6 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 }
 
-func TestRepeatsAreBounded(t *testing.T) {
-	rs := newRepeats()
-	for i := range maxRepeats + 10 {
-		key := repeatKey{"t", time.Duration(i).String()}
-		if _, first, err := rs.once(t.Context(), key, i, func() (hearth.SandboxID, error) { return "i", nil }); err != nil || !first {
-			t.Fatal(first, err)
-		}
-	}
-	if len(rs.known) != maxRepeats {
-		t.Errorf("%d remembered, want %d", len(rs.known), maxRepeats)
-	}
-}
-
 func TestRequestCeiling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
@@ -303,21 +287,4 @@ func TestRequestCeiling(t *testing.T) {
 			t.Error("a client would repeat it")
 		}
 	})
-}
-
-func TestSharedRepeatStopsWithItsOwnContext(t *testing.T) {
-	rs := newRepeats()
-	started, release := make(chan struct{}), make(chan struct{})
-	go rs.once(t.Context(), repeatKey{"t", "k"}, 1, func() (hearth.SandboxID, error) { //nolint:errcheck // the second caller is under test
-		close(started)
-		<-release
-		return "i", nil
-	})
-	<-started
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := rs.once(ctx, repeatKey{"t", "k"}, 1, nil); err == nil {
-		t.Error("waited beyond its context")
-	}
-	close(release)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"hearth/internal/api/strict"
 	"hearth/internal/hearth"
 )
 
@@ -122,7 +123,7 @@ func (s *schema) checkObject(path string, v any) (any, error) {
 	}
 	for _, name := range s.Required {
 		if object[name] == nil {
-			return nil, wrong(join(path, name), "is required")
+			return nil, wrong(strict.Join(path, name), "is required")
 		}
 	}
 	known := make(map[string]any, len(object))
@@ -132,7 +133,7 @@ func (s *schema) checkObject(path string, v any) (any, error) {
 			continue
 		}
 		var err error
-		if known[name], err = p.check(join(path, name), object[name]); err != nil {
+		if known[name], err = p.check(strict.Join(path, name), object[name]); err != nil {
 			return nil, err
 		}
 	}
@@ -145,7 +146,7 @@ func (s *schema) checkMap(path string, object map[string]any) (any, error) {
 	}
 	bytes := 0
 	for _, key := range sortedKeys(object) {
-		at := join(path, key)
+		at := strict.Join(path, key)
 		switch {
 		case key == "":
 			return nil, wrong(path, "must not have an empty key")
@@ -272,23 +273,6 @@ func nounOf(v any) string {
 // wrong is an InvalidArgument about one field.
 func wrong(path, format string, args ...any) error {
 	return hearth.Errorf(hearth.InvalidArgument, "%s %s", path, fmt.Sprintf(format, args...))
-}
-
-// join extends the path of a field, quoting and shortening odd keys.
-func join(path, key string) string {
-	plain := len(key) > 0 && len(key) <= 64
-	for _, r := range key {
-		plain = plain && (r == '_' || r == '-' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
-	}
-	switch {
-	case !plain && len(key) > 64:
-		return path + "[" + strconv.Quote(key[:64]) + "...]"
-	case !plain:
-		return path + "[" + strconv.Quote(key) + "]"
-	case path == "body":
-		return key
-	}
-	return path + "." + key
 }
 
 func sortedKeys(m map[string]any) []string {

@@ -54,7 +54,7 @@ func mayImport(p, q string) bool {
 		return contract
 	case within(p, "internal/api"):
 		// control for its request types, whose behaviour comes through interfaces; egress for its pure check
-		return contract || gen || q == "spec" || q == "internal/control" || q == "internal/egress"
+		return contract || gen || within(q, "internal/api") || q == "spec" || q == "internal/control" || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
 	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"):

@@ -49,7 +49,7 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 	}
 	now := c.clock()
 	sb := &hearth.Sandbox{
-		ID: hearth.NewSandboxID(), Team: req.Team, Template: t.ID, Alias: aliasOf(t, ref), Build: b.ID, State: hearth.Creating,
+		ID: hearth.NewSandboxID(), Team: req.Team, Template: t.ID, Alias: ref.Of(t), Build: b.ID, State: hearth.Creating,
 		Wanted: req.Driver, Driver: cmp.Or(req.Driver, b.Driver),
 		Resources: b.Resources, Network: req.Network, Env: req.Env, Metadata: req.Metadata, Open: req.Open,
 		OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Lifecycle: req.Lifecycle, Timeout: req.Timeout,
@@ -301,21 +301,4 @@ func (c *Controller) warm(ctx context.Context, b *hearth.Build, driver string) (
 		return nil, nil
 	}
 	return s, err
-}
-
-// aliasOf is the name under which a template was asked for: by its ID, its first.
-func aliasOf(t *hearth.Template, ref wish.Ref) string {
-	_, name, spaced := strings.Cut(ref.Name, "/")
-	if !spaced {
-		name = ref.Name
-	}
-	for _, a := range t.Aliases {
-		if a == name {
-			return a
-		}
-	}
-	if len(t.Aliases) > 0 {
-		return t.Aliases[0]
-	}
-	return ""
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"hearth/internal/control/usage"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 )
@@ -32,24 +33,7 @@ func (c *Controller) Metrics(ctx context.Context, team hearth.TeamID, id hearth.
 	if start.After(end) {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "start must not be after end")
 	}
-	return c.samples.Between(id, start, end, stepOf(end.Sub(start), c.limits.Sample)), nil
-}
-
-// stepOf is the distance of samples in a range of the given length.
-func stepOf(length, least time.Duration) time.Duration {
-	switch {
-	case length < time.Hour:
-		return least
-	case length < 6*time.Hour:
-		return 30 * time.Second
-	case length < 12*time.Hour:
-		return time.Minute
-	case length < 24*time.Hour:
-		return 2 * time.Minute
-	case length < 7*24*time.Hour:
-		return 5 * time.Minute
-	}
-	return 15 * time.Minute
+	return c.samples.Between(id, start, end, usage.StepOf(end.Sub(start), c.limits.Sample)), nil
 }
 
 // sample asks the nodes for the usage of every running sandbox, again and again.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 
 	"hearth/internal/control/archive"
@@ -29,23 +30,10 @@ func (c *Controller) Snapshot(ctx context.Context, team hearth.TeamID, id hearth
 }
 
 func (c *Controller) checkName(ctx context.Context, team hearth.TeamID, req *SnapshotRequest) error {
-	if req.Alias == "" {
-		if req.Tag != "" {
-			return hearth.Errorf(hearth.InvalidArgument, "name has a tag and no name")
-		}
-		return nil
+	if err := wish.CheckName(req.Alias, req.Tag); err != nil || req.Alias == "" {
+		return err
 	}
-	if req.Tag == "" {
-		req.Tag = archive.DefaultTag
-	}
-	switch {
-	case len(req.Alias) > 128 || len(req.Tag) > 128:
-		return hearth.Errorf(hearth.InvalidArgument, "name and tag must be at most 128 bytes each")
-	case !wish.Only(req.Alias, "-_"), !wish.Only(req.Tag, "-_."):
-		return hearth.Errorf(hearth.InvalidArgument, "name must be name[:tag], with lower-case letters, digits, '-' and '_', and '.' in the tag")
-	case wish.Ref{Name: req.Alias}.IsSnapshot():
-		return hearth.Errorf(hearth.InvalidArgument, "name must not look like the ID of a snapshot")
-	}
+	req.Tag = cmp.Or(req.Tag, archive.DefaultTag)
 	switch _, _, err := c.store.ResolveTemplate(ctx, team, req.Alias); {
 	case err == nil, hearth.KindOf(err) == hearth.FailedPrecondition:
 		return hearth.Errorf(hearth.AlreadyExists, "name '%s' is a template's; choose another one", req.Alias)

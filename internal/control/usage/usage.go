@@ -64,3 +64,20 @@ func (s *Samples) Between(id hearth.SandboxID, start, end time.Time, step time.D
 	}
 	return out
 }
+
+// StepOf is the distance of samples in a range of the given length.
+func StepOf(length, least time.Duration) time.Duration {
+	switch {
+	case length < time.Hour:
+		return least
+	case length < 6*time.Hour:
+		return 30 * time.Second
+	case length < 12*time.Hour:
+		return time.Minute
+	case length < 24*time.Hour:
+		return 2 * time.Minute
+	case length < 7*24*time.Hour:
+		return 5 * time.Minute
+	}
+	return 15 * time.Minute
+}

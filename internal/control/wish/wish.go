@@ -76,6 +76,23 @@ func Only(s, extra string) bool {
 	})
 }
 
+// CheckName bounds the name of a snapshot; both parts may be empty.
+func CheckName(alias, tag string) error {
+	switch {
+	case alias == "" && tag == "":
+		return nil
+	case alias == "":
+		return hearth.Errorf(hearth.InvalidArgument, "name has a tag and no name")
+	case len(alias) > 128 || len(tag) > 128:
+		return hearth.Errorf(hearth.InvalidArgument, "name and tag must be at most 128 bytes each")
+	case !Only(alias, "-_"), tag != "" && !Only(tag, "-_."):
+		return hearth.Errorf(hearth.InvalidArgument, "name must be name[:tag], with lower-case letters, digits, '-' and '_', and '.' in the tag")
+	case Ref{Name: alias}.IsSnapshot():
+		return hearth.Errorf(hearth.InvalidArgument, "name must not look like the ID of a snapshot")
+	}
+	return nil
+}
+
 // CheckMetadata bounds a sandbox's metadata.
 func CheckMetadata(m map[string]string) error {
 	return checkPairs("metadata", m, pairLimits{maxMetadata, maxMetadataKey, maxMetadataValue, maxMetadataTotal})
@@ -131,4 +148,18 @@ func CheckNetwork(n hearth.Network) error {
 		}
 	}
 	return store.CheckText("network", n)
+}
+
+// Of is the name under which a template was asked for: by its ID, its first.
+func (r Ref) Of(t *hearth.Template) string {
+	name := r.Alias()
+	for _, a := range t.Aliases {
+		if a == name {
+			return a
+		}
+	}
+	if len(t.Aliases) > 0 {
+		return t.Aliases[0]
+	}
+	return ""
 }

@@ -1,4 +1,5 @@
-package api
+// Package repeat makes a request that is sent twice with one key happen once.
+package repeat
 
 import (
 	"context"
@@ -12,17 +13,18 @@ import (
 // maxRepeats bounds how many idempotency keys are remembered; the oldest goes first.
 const maxRepeats = 10_000
 
-// repeats remembers which sandbox an Idempotency-Key made, so that a request
-// that is sent twice makes one. It lives as long as the process.
-type repeats struct {
+// Memory remembers which sandbox an Idempotency-Key made, so that a request
+// that is sent twice makes one. It lives as long as the process. It is safe for concurrent use.
+type Memory struct {
 	mu    sync.Mutex
-	known map[repeatKey]*repeat
-	order []repeatKey
+	known map[Key]*repeat
+	order []Key
 }
 
-type repeatKey struct {
-	team hearth.TeamID
-	key  string
+// Key is a team's Idempotency-Key.
+type Key struct {
+	Team hearth.TeamID
+	Key  string
 }
 
 // repeat is one keyed request; id and err are set when done is closed.
@@ -33,12 +35,13 @@ type repeat struct {
 	err     error
 }
 
-func newRepeats() *repeats { return &repeats{known: map[repeatKey]*repeat{}} }
+// New returns an empty memory.
+func New() *Memory { return &Memory{known: map[Key]*repeat{}} }
 
-// once runs create for the first request with the key. Later ones wait for it
+// Once runs create for the first request with the key. Later ones wait for it
 // and get the sandbox's ID with first false. A failure is shared with those who
 // waited and then forgotten, so that the client may try again.
-func (rs *repeats) once(ctx context.Context, key repeatKey, request any, create func() (hearth.SandboxID, error)) (id hearth.SandboxID, first bool, err error) {
+func (rs *Memory) Once(ctx context.Context, key Key, request any, create func() (hearth.SandboxID, error)) (id hearth.SandboxID, first bool, err error) {
 	text, err := json.Marshal(request)
 	if err != nil {
 		return "", false, err
@@ -78,7 +81,7 @@ func (rs *repeats) once(ctx context.Context, key repeatKey, request any, create 
 }
 
 // forget removes what key stands for if it still is r.
-func (rs *repeats) forget(key repeatKey, r *repeat) {
+func (rs *Memory) forget(key Key, r *repeat) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if rs.known[key] == r {

@@ -1,10 +1,12 @@
-package api
+// Package strict reads JSON that means the same to every reader.
+package strict
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"strconv"
 	"unicode/utf8"
 
 	"hearth/internal/hearth"
@@ -13,11 +15,11 @@ import (
 // maxDepth bounds the nesting of a request body.
 const maxDepth = 32
 
-// parseJSON reads one JSON value as nil, bool, string, json.Number, []any and
+// Parse reads one JSON value as nil, bool, string, json.Number, []any and
 // map[string]any. It is stricter than encoding/json, which would let one reader
 // see what another does not: bytes that are not UTF-8, a key that appears twice
 // and anything after the value are errors.
-func parseJSON(body []byte) (any, error) {
+func Parse(body []byte) (any, error) {
 	if !utf8.Valid(body) {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "The body is not valid UTF-8")
 	}
@@ -67,7 +69,7 @@ func parseObject(dec *json.Decoder, path string, depth int) (any, error) {
 		if err != nil || !ok {
 			return nil, hearth.Wrap(hearth.InvalidArgument, err, "The body is not valid JSON (at byte %d)", dec.InputOffset())
 		}
-		at := join(path, key)
+		at := Join(path, key)
 		if _, twice := object[key]; twice {
 			return nil, hearth.Errorf(hearth.InvalidArgument, "%s appears twice", at)
 		}
@@ -84,4 +86,21 @@ func parseEnd(dec *json.Decoder) error {
 		return hearth.Wrap(hearth.InvalidArgument, err, "The body is not valid JSON (at byte %d)", dec.InputOffset())
 	}
 	return nil
+}
+
+// Join extends the path of a field, quoting and shortening odd keys.
+func Join(path, key string) string {
+	plain := len(key) > 0 && len(key) <= 64
+	for _, r := range key {
+		plain = plain && (r == '_' || r == '-' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
+	}
+	switch {
+	case !plain && len(key) > 64:
+		return path + "[" + strconv.Quote(key[:64]) + "...]"
+	case !plain:
+		return path + "[" + strconv.Quote(key) + "]"
+	case path == "body":
+		return key
+	}
+	return path + "." + key
 }
