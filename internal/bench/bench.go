@@ -42,7 +42,7 @@ const (
 
 // Options are the command's flags.
 type Options struct {
-	Rows      []string      `placeholder:"N,..." help:"Rows to measure; all when empty: 1 create and echo, 2 the same with the official SDKs, 3 first cell of a code interpreter, 4 start with the pool empty, 5 burst, 6 creates without pause, 7 a command, 8 idle memory, 8b sandboxes alive at once, 9 idle CPU, 10 pause, 13 upload and download, 14 cost of the edge, 15 guest daemon, 16 API of a crowded store."`
+	Rows      []string      `placeholder:"N,..." help:"Rows to measure; all when empty: 1 create and echo, 2 the same with the official SDKs, 3 first cell of a code interpreter, 4 start with the pool empty, 5 burst, 6 creates without pause, 7 a command, 8 idle memory, 8b sandboxes alive at once, 9 idle CPU, 10 pause, 11 fork, 12 rollback, 13 upload and download, 14 cost of the edge, 15 guest daemon, 16 API of a crowded store."`
 	Runs      int           `default:"30" help:"Runs of what takes milliseconds; slow references get fewer."`
 	Sandboxes int           `default:"60" help:"Sandboxes of each template that row 8 keeps alive, if there is memory for them."`
 	Limit     time.Duration `default:"60m" help:"Time after which no further run begins."`
@@ -100,6 +100,8 @@ func plan() []row {
 		{"14", "what the edge costs", poolFull, (*run).edgeLatency},
 		{"15", "the guest daemon", poolFull, (*run).guestDaemon},
 		{"10", "pause", poolFull, (*run).pauses},
+		{"11", "fork", poolFull, (*run).forks},
+		{"12", "rollback", poolFull, (*run).rollbacks},
 		{"6", "creates without pause", poolFull, (*run).sustainedCreates},
 		{"9", "idle CPU", poolFull, (*run).idleCPU},
 		{"8", "idle memory", poolFull, (*run).idleMemory},

@@ -2,7 +2,6 @@ package bench
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"hearth/client"
 	"hearth/internal/config"
 	"hearth/internal/hearth"
 )
@@ -133,32 +131,6 @@ func TestRootImage(t *testing.T) {
 	}
 }
 
-// TestStub holds the stub's hand-written messages against a real client.
-func TestStub(t *testing.T) {
-	s, err := newStub()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.close()
-	c, err := client.New(client.Options{APIKey: "e2b_" + strings.Repeat("0", 40), APIURL: s.url, SandboxURL: s.url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	sb, err := c.Create(ctx, client.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := sb.Commands.Run(ctx, "echo 42", client.RunOptions{})
-	if err != nil || res.Stdout != "42\n" || res.ExitCode != 0 {
-		t.Errorf("got %+v, %v", res, err)
-	}
-	if err := sb.Kill(ctx); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestSettingsStayOutOfTheEnvironment(t *testing.T) {
 	t.Setenv("HEARTH_LISTEN", "127.0.0.1:1")
 	for _, kv := range plainEnviron() {
@@ -169,7 +141,7 @@ func TestSettingsStayOutOfTheEnvironment(t *testing.T) {
 }
 
 func TestRowsAreInTheOrderOfTheTargets(t *testing.T) {
-	want := "1 2 3 4 5 6 7 8 8b 9 10 13 14 15 16"
+	want := "1 2 3 4 5 6 7 8 8b 9 10 11 12 13 14 15 16"
 	if got := strings.Join(numbers(), " "); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -1,45 +1,26 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	_ "embed" // the scripts
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"syscall"
-	"time"
 
 	"hearth/internal/bench/figure"
+	"hearth/internal/bench/official"
 )
-
-// The scripts first print {"sdk"}, the version. Told "go" on standard input they
-// make a sandbox, run echo, stop the clock and print {"sandbox", "ms"}; told
-// "kill" they kill it and print {}. What fails is printed as {"error"}.
-//
-//go:embed scripts/create.mjs
-var scriptJS []byte
-
-//go:embed scripts/create.py
-var scriptPython []byte
 
 // officialSDKs is row 2.
 func (r *run) officialSDKs(ctx context.Context) ([]figure.Figure, error) {
-	stub, err := newStub()
+	stub, err := official.NewStub()
 	if err != nil {
 		return nil, err
 	}
-	defer stub.close()
+	defer stub.Close()
 	var figures []figure.Figure
 	for _, l := range []struct {
 		name string
-		find func(*run) (*exec.Cmd, error)
-	}{{"JavaScript", (*run).javaScript}, {"Python", (*run).python}} {
+		find official.Find
+	}{{"JavaScript", official.JavaScript}, {"Python", official.Python}} {
 		name := "Sandbox.create and commands.run, official " + l.name + " SDK"
 		f, err := r.sdk(ctx, name, stub, l.find)
 		if ctx.Err() != nil {
@@ -54,23 +35,23 @@ func (r *run) officialSDKs(ctx context.Context) ([]figure.Figure, error) {
 }
 
 // sdk measures one SDK against the server, in turn with the same against a stub.
-func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) (*exec.Cmd, error)) (figure.Figure, error) {
+func (r *run) sdk(ctx context.Context, name string, stub *official.Stub, find official.Find) (figure.Figure, error) {
 	ours, ref := figure.Milliseconds(name), figure.Milliseconds("the same against a stub that answers at once")
-	real, err := r.script(ctx, find, r.server.environ())
+	real, err := official.Start(ctx, r.dir, find, append(plainEnviron(), r.server.environ()...))
 	if err != nil {
 		return figure.Figure{}, err
 	}
-	defer real.close()
-	empty, err := r.script(ctx, find, stub.environ())
+	defer real.Close()
+	empty, err := official.Start(ctx, r.dir, find, append(plainEnviron(), stub.Environ()...))
 	if err != nil {
 		return figure.Figure{}, err
 	}
-	defer empty.close()
+	defer empty.Close()
 	served := 0
 	err = r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
 		r.server.settle(ctx)
 		ready := r.server.ready()
-		took, err := real.once(ctx, func(sandbox string) {
+		took, err := real.Once(ctx, func(sandbox string) {
 			if m, err := r.server.of(sandbox); err == nil && i >= warmups && ready[m.Handle.ID] {
 				served++
 			}
@@ -79,7 +60,7 @@ func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) 
 			return err
 		}
 		r.server.settle(ctx)
-		alone, err := empty.once(ctx, func(string) {})
+		alone, err := empty.Once(ctx, func(string) {})
 		if err != nil {
 			return fmt.Errorf("against the stub: %w", err)
 		}
@@ -90,147 +71,6 @@ func (r *run) sdk(ctx context.Context, name string, stub *stub, find func(*run) 
 		return nil
 	})
 	f := ours.Figure().Against("2", figure.Target{P50: 60}, ref.Figure())
-	f.Note = real.sdk + "; " + hits(served, f.Runs)
+	f.Note = real.SDK + "; " + hits(served, f.Runs)
 	return f, err
-}
-
-// javaScript finds node and a directory with the SDK.
-func (r *run) javaScript() (*exec.Cmd, error) {
-	node, err := exec.LookPath("node")
-	if err != nil {
-		return nil, errors.New("node is not installed")
-	}
-	for _, dir := range candidates("HEARTH_TEST_JS", ".cache/sdks/js-pinned", ".cache/demo/js", ".") {
-		modules := filepath.Join(dir, "node_modules")
-		if _, err := os.Stat(filepath.Join(modules, "e2b")); err != nil {
-			continue
-		}
-		// Modules are looked for beside the script.
-		home := filepath.Join(r.dir, "js")
-		if err := os.MkdirAll(home, 0o700); err != nil {
-			return nil, err
-		}
-		script := filepath.Join(home, "create.mjs")
-		if err := errors.Join(os.RemoveAll(filepath.Join(home, "node_modules")), os.Symlink(modules, filepath.Join(home, "node_modules")),
-			os.WriteFile(script, scriptJS, 0o600)); err != nil {
-			return nil, err
-		}
-		return exec.Command(node, script), nil
-	}
-	return nil, errors.New("the npm package e2b is not in ./node_modules; HEARTH_TEST_JS names a directory that has it")
-}
-
-// python finds an interpreter with the SDK.
-func (r *run) python() (*exec.Cmd, error) {
-	script := filepath.Join(r.dir, "create.py")
-	if err := os.WriteFile(script, scriptPython, 0o600); err != nil {
-		return nil, err
-	}
-	for _, python := range candidates("HEARTH_TEST_PYTHON_SDK", ".cache/sdks/venv/bin/python", ".cache/demo/venv/bin/python", "python3") {
-		if exec.Command(python, "-c", "import e2b").Run() == nil {
-			return exec.Command(python, script), nil
-		}
-	}
-	return nil, errors.New("no Python with the package e2b; HEARTH_TEST_PYTHON_SDK names one that has it")
-}
-
-// candidates are absolute paths, those of the environment first. The sources'
-// own places are for who runs the command in them; a bare name is looked up.
-func candidates(variable string, places ...string) []string {
-	list := strings.FieldsFunc(os.Getenv(variable), func(c rune) bool { return c == ':' })
-	for _, p := range places {
-		if p == "." || strings.Contains(p, "/") {
-			if abs, err := filepath.Abs(p); err == nil {
-				p = abs
-			}
-		}
-		list = append(list, p)
-	}
-	return list
-}
-
-// script is one program with an SDK, waiting to be told to go on.
-type script struct {
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	lines *bufio.Scanner
-	sdk   string
-}
-
-func (r *run) script(ctx context.Context, find func(*run) (*exec.Cmd, error), environ []string) (*script, error) {
-	cmd, err := find(r)
-	if err != nil {
-		return nil, err
-	}
-	cmd.Env = append(plainEnviron(), environ...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	s := &script{cmd: cmd}
-	if s.in, err = cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	s.lines = bufio.NewScanner(out)
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	var hello struct {
-		SDK string `json:"sdk"`
-	}
-	if err := s.read(ctx, &hello); err != nil {
-		s.close()
-		return nil, err
-	}
-	s.sdk = hello.SDK
-	return s, nil
-}
-
-// read takes one line, or ends the program with ctx.
-func (s *script) read(ctx context.Context, v any) error {
-	defer context.AfterFunc(ctx, func() { _ = s.cmd.Process.Kill() })()
-	if !s.lines.Scan() {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return errors.New("the SDK's program ended early")
-	}
-	var failure struct {
-		Error string `json:"error"`
-	}
-	if err := json.Unmarshal(s.lines.Bytes(), &failure); err != nil {
-		return fmt.Errorf("the SDK's program printed %q", s.lines.Text())
-	}
-	if failure.Error != "" {
-		return errors.New(failure.Error)
-	}
-	return json.Unmarshal(s.lines.Bytes(), v)
-}
-
-// once makes one sandbox. alive is called with its ID before it is killed.
-func (s *script) once(ctx context.Context, alive func(sandbox string)) (time.Duration, error) {
-	var got struct {
-		Sandbox string  `json:"sandbox"`
-		MS      float64 `json:"ms"`
-	}
-	if _, err := io.WriteString(s.in, "go\n"); err != nil {
-		return 0, err
-	}
-	if err := s.read(ctx, &got); err != nil {
-		return 0, err
-	}
-	alive(got.Sandbox)
-	if _, err := io.WriteString(s.in, "kill\n"); err != nil {
-		return 0, err
-	}
-	var killed struct{}
-	return time.Duration(got.MS * float64(time.Millisecond)), s.read(ctx, &killed)
-}
-
-func (s *script) close() {
-	_ = s.in.Close() // its end
-	over := time.AfterFunc(5*time.Second, func() { _ = s.cmd.Process.Kill() })
-	defer over.Stop()
-	_ = s.cmd.Wait() // what it had to say was read
 }

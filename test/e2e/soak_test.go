@@ -96,7 +96,15 @@ type subject struct {
 	id     string
 	lines  []string // acknowledged, in order
 	unsure string   // a line whose acknowledgement was lost: may be there
+	kept   *kept    // the newest snapshot
+	either *kept    // a rollback to it got no answer: it may have been made
 	gone   bool     // a kill whose answer was lost: may have happened
+}
+
+// kept is a snapshot of a subject, and what its file held then.
+type kept struct {
+	id    string
+	lines []string
 }
 
 func (k *soak) count(what string) {
@@ -143,8 +151,16 @@ func (k *soak) work(id uint64) {
 			k.write(sb, fmt.Sprintf("%d-%d", id, r.Uint32()))
 		case n < 13:
 			k.pause(sb)
-		case n < 18:
+		case n < 15:
 			k.read(sb)
+		case n < 16:
+			k.snapshot(sb)
+		case n < 17:
+			k.rollback(sb)
+		case n < 18 && len(own) < soakMost:
+			if made := k.fork(sb); made != nil {
+				own = append(own, made)
+			}
 		default:
 			k.kill(sb)
 		}
@@ -265,10 +281,90 @@ func (k *soak) check(sb *subject, conn *client.Sandbox) bool {
 		sb.lines = append(sb.lines, sb.unsure)
 	}
 	sb.unsure = ""
+	if sb.either != nil && !slices.Equal(got, sb.lines) && slices.Equal(got, sb.either.lines) {
+		sb.lines = slices.Clone(sb.either.lines)
+	}
+	sb.either = nil
 	if !slices.Equal(got, sb.lines) {
 		k.t.Errorf("sandbox %s has the lines %v, acknowledged were %v", sb.id, got, sb.lines)
 	}
 	return true
+}
+
+// snapshot keeps the sandbox as it is; one whose answer was lost goes with the
+// sandbox.
+func (k *soak) snapshot(sb *subject) {
+	conn := k.connect(sb)
+	if conn == nil || !k.check(sb, conn) {
+		return
+	}
+	ctx, cancel := k.within()
+	defer cancel()
+	snap, err := k.api.Snapshot(ctx, sb.id, "")
+	if err != nil {
+		k.lost(ctx, "snapshot", err)
+		return
+	}
+	k.drop(sb)
+	sb.kept = &kept{id: snap.ID, lines: slices.Clone(sb.lines)}
+	k.count("snapshot")
+}
+
+// drop deletes the sandbox's snapshot.
+func (k *soak) drop(sb *subject) {
+	for try := 0; sb.kept != nil && try < 100; try++ {
+		ctx, cancel := k.within()
+		err := k.api.DeleteSnapshot(ctx, sb.kept.id)
+		if err == nil || client.NotFound(err) || !k.lost(ctx, "delete", err) {
+			sb.kept = nil
+		}
+		cancel()
+	}
+}
+
+// rollback takes the sandbox back to its snapshot.
+func (k *soak) rollback(sb *subject) {
+	if sb.kept == nil {
+		return
+	}
+	conn := k.connect(sb)
+	if conn == nil || !k.check(sb, conn) {
+		return
+	}
+	ctx, cancel := k.within()
+	defer cancel()
+	if _, err := k.api.Rollback(ctx, sb.id, sb.kept.id); err != nil {
+		if k.lost(ctx, "rollback", err) {
+			sb.either = sb.kept
+		}
+		return
+	}
+	sb.lines = slices.Clone(sb.kept.lines)
+	k.count("rollback")
+}
+
+// fork makes one more sandbox of a sandbox.
+func (k *soak) fork(sb *subject) *subject {
+	conn := k.connect(sb)
+	if conn == nil || !k.check(sb, conn) {
+		return nil
+	}
+	ctx, cancel := k.within()
+	defer cancel()
+	forks, err := k.api.Fork(ctx, sb.id, 1, time.Hour)
+	if err == nil {
+		err = forks[0].Err
+	}
+	if err != nil {
+		if k.lost(ctx, "fork", err) {
+			k.mu.Lock()
+			k.maybe++
+			k.mu.Unlock()
+		}
+		return nil
+	}
+	k.count("fork")
+	return &subject{id: forks[0].Sandbox.ID, lines: slices.Clone(sb.lines)}
 }
 
 func (k *soak) pause(sb *subject) {
@@ -293,6 +389,7 @@ func isConflict(err error) bool {
 }
 
 func (k *soak) kill(sb *subject) {
+	k.drop(sb)
 	ctx, cancel := k.within()
 	defer cancel()
 	err := k.api.Kill(ctx, sb.id)

@@ -1,4 +1,4 @@
-package bench
+package official
 
 import (
 	"encoding/binary"
@@ -8,20 +8,21 @@ import (
 	"sync"
 )
 
-// stub answers what an SDK asks to make a sandbox and run a command in it, at
+// Stub answers what an SDK asks to make a sandbox and run a command in it, at
 // once and without one: what is left is the SDK's own time.
-type stub struct {
+type Stub struct {
 	server *http.Server
-	url    string
+	URL    string
 	work   sync.WaitGroup
 }
 
-func newStub() (*stub, error) {
+// NewStub starts a stub on loopback.
+func NewStub() (*Stub, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	s := &stub{url: "http://" + l.Addr().String()}
+	s := &Stub{URL: "http://" + l.Addr().String()}
 	mux := http.NewServeMux()
 	for _, path := range []string{"POST /sandboxes", "POST /v2/sandboxes", "POST /v3/sandboxes"} {
 		mux.HandleFunc(path, create)
@@ -37,11 +38,13 @@ func newStub() (*stub, error) {
 	return s, nil
 }
 
-func (s *stub) environ() []string {
-	return []string{"E2B_API_KEY=e2b_" + strings.Repeat("0", 40), "E2B_API_URL=" + s.url, "E2B_SANDBOX_URL=" + s.url}
+// Environ is what an E2B program needs to use the stub.
+func (s *Stub) Environ() []string {
+	return []string{"E2B_API_KEY=e2b_" + strings.Repeat("0", 40), "E2B_API_URL=" + s.URL, "E2B_SANDBOX_URL=" + s.URL}
 }
 
-func (s *stub) close() {
+// Close ends the stub.
+func (s *Stub) Close() {
 	_ = s.server.Close() // nothing that matters is in flight
 	s.work.Wait()
 }
