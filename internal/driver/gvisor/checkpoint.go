@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -97,11 +98,13 @@ func (m *machine) manifest() (manifest, error) {
 // write adds the manifest to the files that gVisor wrote, and makes all of them
 // durable.
 func (man manifest) write(dir string, files ...string) error {
-	info, err := os.Stat(filepath.Join(dir, pagesFile))
-	if err != nil {
-		return err
+	if slices.Contains(files, pagesFile) {
+		info, err := os.Stat(filepath.Join(dir, pagesFile))
+		if err != nil {
+			return err
+		}
+		man.Bytes = info.Size()
 	}
-	man.Bytes = info.Size()
 	raw, err := json.Marshal(man)
 	if err != nil {
 		return err
@@ -150,7 +153,7 @@ func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
 	}
 	files := checkpointFiles[:]
 	if spec.From.FilesOnly {
-		files = filesCheckpoint[:]
+		files = []string{upperFile}
 	}
 	man, err := readManifest(spec.From.Dir, files)
 	if err != nil {

@@ -2,21 +2,23 @@ package gvisor
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 
-	"gvisor.dev/gvisor/pkg/sentry/checkpoint"
-	"gvisor.dev/gvisor/runsc/sandbox"
+	"gvisor.dev/gvisor/runsc/specutils"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 )
 
-// filesCheckpoint are the files that gVisor writes of the root file system alone:
-// what is in it, a tar of everything but contents, and the contents as pages.
-var filesCheckpoint = [...]string{"fscheckpoint.pb", "multitar.img", "pages_meta.img", pagesFile}
+// upperFile is a tar of what a machine has changed on its root, deletions
+// included, as gVisor writes it from a frozen machine and reads it at a boot. (Its
+// own checkpoints of file systems want the changes in a file on the host; ours
+// are in memory.)
+const upperFile = "upper.tar"
 
 // CheckpointFiles writes what the frozen machine has changed on its root.
 func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Checkpoint, error) {
-	c := &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: append(filesCheckpoint[:], manifestFile), FilesOnly: true}
 	err := m.control(ctx, "checkpoint of files", func() error {
 		if !m.frozen {
 			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
@@ -25,14 +27,25 @@ func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Chec
 		if err != nil {
 			return err
 		}
-		root := sandbox.FSSaveOpts{Paths: []checkpoint.ResourceID{{Path: "/"}}}
-		if err := m.box.FSSave(m.d.conf, m.id, dir, root); err != nil {
+		f, err := os.OpenFile(filepath.Join(dir, upperFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
 			return err
 		}
-		return man.write(dir, filesCheckpoint[:]...)
+		defer f.Close()
+		if err := m.box.TarRootfsUpperLayer(m.id, f); err != nil {
+			return err
+		}
+		return man.write(dir, upperFile)
 	})
 	if err != nil {
 		return nil, diskFull(m.id, err)
 	}
-	return c, nil
+	return &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: []string{upperFile, manifestFile}, FilesOnly: true}, nil
+}
+
+// filesOf tells gVisor with which changes of the root to boot.
+func filesOf(annotations map[string]string, from *driver.Checkpoint) {
+	if from != nil && from.FilesOnly {
+		annotations[specutils.AnnotationRootfsUpperTar] = filepath.Join(from.Dir, upperFile)
+	}
 }

@@ -152,6 +152,7 @@ func (c Config) flags() []string {
 		"--overlay2=none", // the root's overlay is asked for by annotation
 		"--directfs=true", // the sandbox runs in the machine's user namespace
 		"--allow-suid=true",
+		"--allow-rootfs-tar-annotation=true", // ours alone: a machine that boots with files of a checkpoint
 		"--host-settings=ignore",
 		"--restore-spec-validation=warning", // checkMatch is ours
 		"--sidecar-usage-policy=" + sidecarPolicy,

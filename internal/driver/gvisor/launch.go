@@ -34,7 +34,6 @@ type launchRequest struct {
 	ID     string   `json:"id"`
 	Bundle string   `json:"bundle"`
 	Image  string   `json:"image"` // checkpoint to restore; empty boots
-	Files  string   `json:"files"` // checkpoint of the root's files to boot with; empty: as in the image
 	Limit  int64    `json:"limit"` // of the cgroup's memory while the guest runs, in bytes
 	Memory memory   `json:"memory"`
 }
@@ -82,7 +81,7 @@ func launch(req launchRequest) (int, error) {
 		return 0, err
 	}
 	readAhead(req.Image, req.Memory.Layers)
-	c, err := container.New(conf, container.Args{ID: req.ID, Spec: spec, BundleDir: req.Bundle, FSRestoreImagePath: req.Files})
+	c, err := container.New(conf, container.Args{ID: req.ID, Spec: spec, BundleDir: req.Bundle})
 	if err != nil {
 		return 0, err
 	}
@@ -104,10 +103,7 @@ func run(conf *config.Config, c *container.Container, req launchRequest) error {
 		}
 	}
 	if req.Image == "" {
-		if err := c.Start(conf); err != nil || req.Files == "" {
-			return err
-		}
-		return c.WaitFSRestore() // the caller may take the files away then
+		return c.Start(conf)
 	}
 	setMemory(c, req.Memory)
 	return c.Restore(conf, req.Image, false, true, nil)

@@ -80,7 +80,9 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	if err := os.MkdirAll(d.cfg.Root, 0o711); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "gvisor root cannot be made")
 	}
-	if err := writeBundle(spec.Dir, d.ociSpec(spec, from.guest, from.firstUID)); err != nil {
+	oci := d.ociSpec(spec, from.guest, from.firstUID)
+	filesOf(oci.Annotations, spec.From)
+	if err := writeBundle(spec.Dir, oci); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "machine's directory cannot be written")
 	}
 	req := launchRequest{
@@ -92,7 +94,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	if spec.Net.NetNS == "" {
 		req.Flags = withoutNetwork(req.Flags)
 	}
-	if spec.From != nil {
+	if spec.From != nil && !spec.From.FilesOnly {
 		req.Image = spec.From.Dir
 		req.Memory = memory{Share: d.cfg.share(), Hot: from.hot}
 		for _, l := range from.layers[:len(from.layers)-1] {
