@@ -61,7 +61,7 @@ bench: build
 	@bin/hearth bench
 
 generate:
-	@deploy/apt-install.sh protobuf-compiler
+	@deploy/apt-install.sh protobuf-compiler libprotobuf-dev
 	@spec/generate.sh
 
 clean:

@@ -7,7 +7,7 @@ began=$SECONDS
 step() { printf '\n==> %s  [%d s]\n' "$*" "$((SECONDS - began))"; }
 
 step "host packages"
-deploy/apt-install.sh mmdebstrap erofs-utils protobuf-compiler gcc libc6-dev ca-certificates
+deploy/apt-install.sh mmdebstrap erofs-utils protobuf-compiler libprotobuf-dev gcc libc6-dev ca-certificates
 
 step "the official SDKs"
 test/e2e/install.sh
