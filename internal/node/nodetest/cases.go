@@ -3,6 +3,7 @@ package nodetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"syscall"
 	"testing"
@@ -121,7 +122,8 @@ func unknownSandbox(ctx context.Context, t *testing.T, e *Env) {
 func pauseAndRestore(ctx context.Context, t *testing.T, e *Env) {
 	req := e.Request()
 	e.start(ctx, t, req)
-	for _, word := range []string{"first", "second", "third"} {
+	for n := range 10 {
+		word := fmt.Sprintf("word %d", n)
 		e.poke(ctx, t, req, word)
 		snap, err := e.Node.Pause(ctx, req.Sandbox.ID, node.PauseRequest{Into: hearth.NewSnapshotID()})
 		if err != nil {
