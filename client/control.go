@@ -17,8 +17,9 @@ type CreateOptions struct {
 	Timeout    time.Duration // rounded up to seconds; 0 is the server's default
 	Metadata   map[string]string
 	Env        map[string]string
-	AutoPause  bool // at the end of Timeout, pause instead of kill
-	AutoResume bool // traffic resumes it when paused
+	AutoPause  bool          // at the end of Timeout, pause instead of kill
+	AutoResume bool          // traffic resumes it when paused
+	Idle       time.Duration // without a request for so long it is paused; rounded up to seconds, 0 is never
 	Network    *Network
 	NoInternet bool   // nothing outside is reachable
 	Driver     string // isolation technology to run on; empty is the template's, else the server's choice
@@ -98,6 +99,9 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) 
 	}
 	if o.AutoResume {
 		body["autoResume"] = map[string]bool{"enabled": true}
+	}
+	if o.Idle > 0 {
+		body["idleTimeout"] = wholeSeconds(o.Idle)
 	}
 	if o.Network != nil {
 		body["network"] = o.Network

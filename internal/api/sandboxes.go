@@ -25,7 +25,7 @@ func (s *server) CreateSandbox(ctx context.Context, req rest.CreateSandboxReques
 			TemplateID: b.TemplateID, Timeout: b.Timeout, Metadata: b.Metadata, EnvVars: b.EnvVars,
 			AutoPause: b.AutoPause, AutoPauseMemory: b.AutoPauseMemory, AutoResume: b.AutoResume,
 			AllowInternetAccess: b.AllowInternetAccess, Network: b.Network,
-			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts, Driver: b.Driver,
+			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts, Driver: b.Driver, IdleTimeout: b.IdleTimeout,
 		},
 		timeout: defaultTimeoutV1, open: !or(b.Secure, true), key: or(req.Params.IdempotencyKey, ""),
 		driver: or(req.Params.XHearthDriver, ""),
@@ -101,6 +101,7 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 		req.OnTimeout = hearth.PauseOnTimeout
 		req.Lifecycle.PauseFiles = !or(b.AutoPauseMemory, true)
 	}
+	req.Lifecycle.Idle = seconds(or(b.IdleTimeout, 0))
 	if b.Metadata != nil {
 		req.Metadata = *b.Metadata
 	}

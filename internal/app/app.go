@@ -31,6 +31,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ import (
 	"hearth/internal/config"
 	"hearth/internal/control"
 	"hearth/internal/driver"
+	"hearth/internal/edge"
 	"hearth/internal/guest/agentclient"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
@@ -78,6 +80,7 @@ type App struct {
 	choice  *choice
 	network *slots
 	agent   *agent.Agent
+	traffic atomic.Pointer[edge.Edge]
 	keys    *auth.Keys
 	tokens  *auth.Tokens
 	control *control.Controller
@@ -314,6 +317,12 @@ func (a *App) openControl(ctx context.Context) error {
 	a.control = control.New(control.Deps{
 		Store: a.db, Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
 		Limits: control.Limits{Sandboxes: a.cfg.Sandbox.Max, MaxTimeout: a.cfg.Sandbox.MaxTimeout},
+		Unused: func(id hearth.SandboxID) (time.Time, bool) {
+			if e := a.traffic.Load(); e != nil {
+				return e.Unused(id)
+			}
+			return time.Time{}, false // the edge is not there yet
+		},
 	})
 	return a.control.Reconcile(ctx)
 }

@@ -87,6 +87,7 @@ func (g gateway) Wake(ctx context.Context, id hearth.SandboxID, knock edge.Knock
 func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	g := gateway{a}
 	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Waker: g, Log: a.opts.Log})
+	a.traffic.Store(traffic)
 	forget := a.control.Subscribe(func(r control.Route) {
 		if r.State != hearth.Running {
 			traffic.Drop(r.Sandbox)

@@ -73,6 +73,7 @@ type sandboxCreateCmd struct {
 	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
 	NoInternet bool          `help:"Nothing outside is reachable."`
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
+	Idle       time.Duration `help:"Pause it when no request to it has been under way for so long; default: never."`
 	AutoResume bool          `help:"Let traffic resume it when it is paused."`
 	Driver     string        `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
 }
@@ -86,7 +87,7 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Driver: s.Driver}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Idle: s.Idle, Driver: s.Driver}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ type shelf interface {
 	Remove(ctx context.Context, id hearth.SnapshotID) error
 }
 
-// Deps is what a controller is made of. Every field but Limits is required.
+// Deps is what a controller is made of. Every field but Limits and Unused is required.
 type Deps struct {
 	Store  metadata
 	Nodes  nodes
@@ -72,6 +72,10 @@ type Deps struct {
 	Now    func() time.Time
 	Log    *slog.Logger
 	Limits Limits
+
+	// Unused says since when no request to a sandbox has been under way, the zero
+	// time if none was seen; false while one is. Nil: nothing is paused for idleness.
+	Unused func(id hearth.SandboxID) (since time.Time, unused bool)
 }
 
 // Limits are the bounds of what callers may ask for and of how long things may
@@ -113,6 +117,7 @@ type Controller struct {
 	now    func() time.Time
 	log    *slog.Logger
 	limits Limits
+	unused func(hearth.SandboxID) (time.Time, bool)
 
 	lanes   *lanes.Lanes
 	table   *routes.Table
@@ -132,7 +137,7 @@ func New(d Deps) *Controller {
 	life, end := context.WithCancelCause(context.Background())
 	c := &Controller{
 		store: d.Store, nodes: d.Nodes, tokens: d.Tokens, shelf: d.Shelf, now: d.Now, log: d.Log,
-		limits: d.Limits.withDefaults(), table: routes.New(), due: due.New(), samples: usage.New(), gates: newGates(), life: life, end: end,
+		limits: d.Limits.withDefaults(), unused: d.Unused, table: routes.New(), due: due.New(), samples: usage.New(), gates: newGates(), life: life, end: end,
 	}
 	c.lanes = lanes.New(life, &c.work)
 	c.archive = archive.New(archive.Deps{

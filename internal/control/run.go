@@ -41,7 +41,7 @@ func newGates() gates {
 // method may be called after Run has returned.
 func (c *Controller) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
-	for _, loop := range []func(context.Context){c.enforce, c.follow, c.sample, c.tidy} {
+	for _, loop := range []func(context.Context){c.enforce, c.follow, c.sample, c.tidy, c.rest} {
 		loops.Go(func() { loop(ctx) })
 	}
 	loops.Wait()
@@ -136,11 +136,7 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 	if sb.OnTimeout != hearth.PauseOnTimeout {
 		return c.stop(ctx, sb, "its timeout was reached", due)
 	}
-	what := allMemory
-	if sb.Lifecycle.PauseFiles {
-		what = filesOnly
-	}
-	paused, err := c.pause(ctx, sb, what, due)
+	paused, err := c.pause(ctx, sb, unasked(sb), due)
 	if err == nil || errors.Is(err, errLater) {
 		c.gates.failed.Clear(id)
 		return paused, err

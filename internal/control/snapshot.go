@@ -121,28 +121,6 @@ func (c *Controller) ask(ctx context.Context, sb *hearth.Sandbox, into hearth.Sn
 	return snap, err
 }
 
-// dropSteps drops the history of a sandbox that ends.
-func (c *Controller) dropSteps(ctx context.Context, sb *hearth.Sandbox) error {
-	if sb.Lifecycle.History.Bytes == 0 {
-		return nil
-	}
-	f := store.SnapshotFilter{
-		Sandbox: sb.ID, Kinds: []hearth.SnapshotKind{hearth.StepSnapshot},
-		Statuses: []hearth.SnapshotStatus{hearth.SnapshotReady, hearth.SnapshotTaking},
-	}
-	for {
-		list, _, err := c.store.FindSnapshots(ctx, f, store.Page{Limit: store.MaxPage})
-		if err != nil || len(list) == 0 {
-			return err
-		}
-		for _, s := range list {
-			if err := c.archive.Drop(ctx, s.ID); err != nil {
-				return err
-			}
-		}
-	}
-}
-
 // Snapshots is a page of a team's snapshots that are kept, newest first, of one
 // sandbox or one name if the filter says so.
 func (c *Controller) Snapshots(ctx context.Context, f store.SnapshotFilter, p store.Page) ([]*hearth.Snapshot, string, error) {

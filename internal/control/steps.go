@@ -65,9 +65,6 @@ func (c *Controller) clear(ctx context.Context, sb *hearth.Sandbox) (*hearth.San
 	if err := c.dropFiles(ctx, sb.Snapshot); err != nil {
 		return nil, err
 	}
-	if err := c.dropSteps(ctx, sb); err != nil {
-		return nil, err
-	}
 	stopped, err := c.move(ctx, sb, hearth.Stopped, func(s *hearth.Sandbox) error {
 		s.Node, s.Snapshot = "", ""
 		return nil

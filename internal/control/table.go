@@ -11,7 +11,7 @@ type Route = routes.Route
 func (c *Controller) route(sb *hearth.Sandbox) Route {
 	r := Route{
 		Sandbox: sb.ID, Team: sb.Team, Node: sb.Node, State: sb.State, Launch: sb.Launch,
-		Network: sb.Network, AutoResume: sb.AutoResume,
+		Network: sb.Network, AutoResume: sb.AutoResume, Idle: sb.Lifecycle.Idle, Since: sb.StartedAt,
 	}
 	if !sb.Open {
 		r.Access = c.tokens.Access(sb.ID)

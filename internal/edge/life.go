@@ -28,6 +28,7 @@ type life struct {
 	mu     sync.Mutex
 	over   bool
 	active int
+	left   time.Time // when the last request left
 	conns  map[*conn]struct{}
 }
 
@@ -76,6 +77,21 @@ func (l *life) leave() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.active--
+	l.left = time.Now()
+}
+
+// Unused says since when no request to a sandbox's present machine has been under
+// way, the zero time if none ever was; false while one is.
+func (e *Edge) Unused(id hearth.SandboxID) (since time.Time, unused bool) {
+	e.mu.Lock()
+	l := e.lives[id]
+	e.mu.Unlock()
+	if l == nil {
+		return time.Time{}, true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.left, l.active == 0
 }
 
 func (e *Edge) newLife(route Route) *life {

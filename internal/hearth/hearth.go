@@ -97,16 +97,9 @@ type Network struct {
 type Lifecycle struct {
 	PauseFiles bool          `json:"pause_files,omitempty"` // a pause that nobody asked for keeps files alone, no memory
 	Idle       time.Duration `json:"idle,omitempty"`        // without use for so long it is paused; 0: never
-	History    History       `json:"history,omitzero"`
 
 	// DropsMemory says that the pause under way keeps files alone.
 	DropsMemory bool `json:"drops_memory,omitempty"`
-}
-
-// History says which of a sandbox's steps are kept as snapshots. The zero value
-// keeps none.
-type History struct {
-	Bytes int64 `json:"bytes,omitempty"` // that all of them together may take on disk; 0: no history
 }
 
 // Sandbox is one isolated machine, running or paused.
@@ -189,7 +182,6 @@ type SnapshotKind string
 const (
 	OwnedSnapshot SnapshotKind = ""     // a build's warm one, or what a paused sandbox is: goes with its owner
 	KeptSnapshot  SnapshotKind = "kept" // somebody asked for it: stays until somebody deletes it
-	StepSnapshot  SnapshotKind = "step" // a step of a sandbox's history: goes by its rule, and with the sandbox
 	ForkSnapshot  SnapshotKind = "fork" // the start of forks: goes when they have started
 )
 

@@ -289,8 +289,7 @@ func (a *Archive) Find(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*
 
 // offered reports whether a team may start sandboxes from a snapshot.
 func offered(s *hearth.Snapshot, team hearth.TeamID) bool {
-	return s.Team == team && s.Status == hearth.SnapshotReady &&
-		(s.Kind == hearth.KeptSnapshot || s.Kind == hearth.StepSnapshot)
+	return s.Team == team && s.Status == hearth.SnapshotReady && s.Kind == hearth.KeptSnapshot
 }
 
 // Erase removes a snapshot, files before row.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"hearth/internal/hearth"
 	"hearth/internal/store"
@@ -22,6 +23,8 @@ type Route struct {
 	Access     string // token of the guest daemon; empty: it asks for none
 	Traffic    string // token that the edge asks for; empty: it asks for none
 	AutoResume bool
+	Idle       time.Duration // without use for so long it is to be paused; 0: never
+	Since      time.Time     // when its machine started
 
 	// Gone is closed when the machine of this route stops serving: the sandbox
 	// is being paused or killed, or has died. Nil unless State is Running.
@@ -82,6 +85,19 @@ func (t *Table) Live() []hearth.SandboxID {
 		}
 	}
 	return ids
+}
+
+// Idlers returns the running sandboxes that are to be paused when they are idle.
+func (t *Table) Idlers() []Route {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var list []Route
+	for _, r := range t.routes {
+		if r.State == hearth.Running && r.Idle > 0 {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // Subscribe calls fn with every change from now on, one at a time and in the

@@ -247,6 +247,9 @@ type NewSandbox struct {
 	EnvVars *EnvVars                `json:"envVars,omitempty"`
 	Iam     *map[string]interface{} `json:"iam,omitempty"`
 
+	// IdleTimeout Hearth's own: pause the sandbox when no request to it has been under way for so many seconds; absent: never.
+	IdleTimeout *int32 `json:"idleTimeout,omitempty"`
+
 	// Mcp Used by the client alone.
 	Mcp      *map[string]interface{} `json:"mcp,omitempty"`
 	Metadata *Metadata               `json:"metadata,omitempty"`
@@ -274,6 +277,9 @@ type NewSandboxV2 struct {
 	Driver  *string                 `json:"driver,omitempty"`
 	EnvVars *EnvVars                `json:"envVars,omitempty"`
 	Iam     *map[string]interface{} `json:"iam,omitempty"`
+
+	// IdleTimeout Hearth's own: pause the sandbox when no request to it has been under way for so many seconds; absent: never.
+	IdleTimeout *int32 `json:"idleTimeout,omitempty"`
 
 	// Mcp Used by the client alone.
 	Mcp        *map[string]interface{} `json:"mcp,omitempty"`
@@ -563,7 +569,7 @@ type TreeSnapshot struct {
 	CreatedAt time.Time `json:"createdAt"`
 	ID        string    `json:"id"`
 
-	// Kind kept, step (of a history) or fork.
+	// Kind kept or fork.
 	Kind string `json:"kind"`
 
 	// Name name:tag; absent: none.

@@ -78,7 +78,7 @@ func snapshotFind(t *testing.T, s store.Store) {
 		case 5:
 			snap.Sandbox, snap.Template, snap.Alias, snap.Tag = "i2", "tpl", "x", "y"
 		case 6:
-			snap.Kind, snap.Status = hearth.StepSnapshot, hearth.SnapshotDropped
+			snap.Kind, snap.Status = hearth.ForkSnapshot, hearth.SnapshotDropped
 		}
 		ok(t, s.CreateSnapshot(ctx, snap))
 	}
@@ -92,7 +92,7 @@ func snapshotFind(t *testing.T, s store.Store) {
 		{store.SnapshotFilter{Alias: "x"}, "s5"},
 		{store.SnapshotFilter{Template: "tpl"}, "s5"},
 		{store.SnapshotFilter{Alias: "x", Tag: "z"}, ""},
-		{store.SnapshotFilter{Kinds: []hearth.SnapshotKind{hearth.StepSnapshot, hearth.ForkSnapshot}}, "s6"},
+		{store.SnapshotFilter{Kinds: []hearth.SnapshotKind{hearth.ForkSnapshot}}, "s6"},
 		{store.SnapshotFilter{Statuses: []hearth.SnapshotStatus{hearth.SnapshotReady}, Sandbox: "i1"}, "s4 s3 s2 s1 s0"},
 	} {
 		for _, size := range []int{1, 2, 100} {

@@ -62,7 +62,7 @@ func Sandbox(id string) *hearth.Sandbox {
 			DenyOut: []string{"0.0.0.0/0"}, PrivateIngress: true, MaskRequestHost: "h:${PORT}"},
 		Env:      map[string]string{"A": "1", "empty": "", "quote": `"'\` + "\n\t☃"},
 		Metadata: map[string]string{"user": "ada", "e%2Fnc": "a&b=c"},
-		Head:     "s1", Lifecycle: hearth.Lifecycle{PauseFiles: true, Idle: time.Minute, History: hearth.History{Bytes: 1 << 30}},
+		Head:     "s1", Lifecycle: hearth.Lifecycle{PauseFiles: true, Idle: time.Minute},
 		Open: true, OnTimeout: hearth.PauseOnTimeout, AutoResume: true, Timeout: 90 * time.Second,
 		CreatedAt: epoch, StartedAt: epoch.Add(time.Second), EndsAt: epoch.Add(time.Minute),
 		Generation: 1, Launch: 1,

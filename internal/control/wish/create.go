@@ -1,0 +1,23 @@
+package wish
+
+import (
+	"time"
+
+	"hearth/internal/hearth"
+)
+
+// Create is everything a caller may ask of a new sandbox. Template is an
+// ID or a name, also of a snapshot; the zero value of every other field but Team is a valid choice.
+type Create struct {
+	Team       hearth.TeamID
+	Template   string
+	Driver     string // isolation technology to run on; empty: the template's, else the node's choice
+	Timeout    time.Duration
+	OnTimeout  hearth.TimeoutAction
+	AutoResume bool // traffic to the paused sandbox resumes it
+	Open       bool // the guest daemon asks for no token
+	Env        map[string]string
+	Metadata   map[string]string
+	Network    hearth.Network
+	Lifecycle  hearth.Lifecycle
+}
