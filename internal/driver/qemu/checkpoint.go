@@ -62,7 +62,7 @@ type chain struct {
 // memory, and its disk.
 func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoint, error) {
 	err := m.control(ctx, "checkpoint", func(ctx context.Context, q *qmp.Conn) error {
-		if !m.frozen {
+		if m.motion != frozen {
 			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
 		}
 		if err := m.writeManifest(dir); err != nil {

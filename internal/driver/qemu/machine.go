@@ -54,6 +54,16 @@ func decodeState(raw []byte) (machineState, error) {
 	return s, nil
 }
 
+// motion is what is known of the guest's processors. An order to QEMU whose answer
+// did not come may have been carried out all the same.
+type motion int
+
+const (
+	runs motion = iota
+	unsure
+	frozen
+)
+
 // machine is one running QEMU.
 type machine struct {
 	d     *Driver
@@ -65,7 +75,7 @@ type machine struct {
 	link  *link
 
 	turn   chan struct{} // holds one token: who has it may change what the guest does
-	frozen bool          // owned by the holder of turn
+	motion motion        // owned by the holder of turn
 
 	said    atomic.Pointer[channel.Exit] // the guest's word on its end
 	closing atomic.Bool                  // Close was called: its end is no news
@@ -282,27 +292,33 @@ func (m *machine) withQMP(ctx context.Context, call func(context.Context, *qmp.C
 
 // Freeze stops the guest's processors.
 func (m *machine) Freeze(ctx context.Context) error {
-	return m.control(ctx, "freeze", func(ctx context.Context, q *qmp.Conn) error {
-		if _, err := q.Call(ctx, qmp.Command{Name: "stop"}); err != nil {
-			return err
-		}
-		m.frozen = true
-		return nil
-	})
+	return m.control(ctx, "freeze", m.stop)
+}
+
+func (m *machine) stop(ctx context.Context, q *qmp.Conn) error {
+	m.motion = unsure
+	if _, err := q.Call(ctx, qmp.Command{Name: "stop"}); err != nil {
+		return err
+	}
+	m.motion = frozen
+	return nil
 }
 
 // Thaw lets them go on, and tells the guest the time and gives it fresh entropy.
-// A guest that cannot be told is frozen again.
+// A guest that cannot be told is frozen again, be it that there was no time left.
 func (m *machine) Thaw(ctx context.Context) error {
 	return m.control(ctx, "thaw", func(ctx context.Context, q *qmp.Conn) error {
-		if !m.frozen {
+		if m.motion == runs {
 			return nil
 		}
+		m.motion = unsure
 		if err := m.resume(ctx, q, boots); err != nil {
-			_, stopErr := q.Call(ctx, qmp.Command{Name: "stop"})
-			return errors.Join(err, stopErr)
+			again, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+			defer cancel()
+			_ = q.Close() // it ended with ctx, and QEMU serves one at a time
+			return errors.Join(err, m.withQMP(again, m.stop))
 		}
-		m.frozen = false
+		m.motion = runs
 		return nil
 	})
 }

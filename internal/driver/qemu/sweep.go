@@ -66,7 +66,7 @@ func (m *machine) resumeOwning(ctx context.Context) error {
 		switch status.Status {
 		case "running":
 		case "paused":
-			m.frozen = true
+			m.motion = frozen
 		default: // it was being made, or cannot go on
 			return hearth.Errorf(hearth.NotFound, "machine %s is of no use: QEMU says it is %q", m.id, status.Status)
 		}
