@@ -154,7 +154,7 @@ func cannotRun(w wish, why error) error {
 	if why == nil {
 		return hearth.Errorf(hearth.FailedPrecondition, "%s: %s is not in this build", w.key, w.driver)
 	}
-	return hearth.Wrap(hearth.FailedPrecondition, why, "%s: %s cannot run on this host: %s", w.key, w.driver, why)
+	return hearth.Wrap(hearth.FailedPrecondition, why, "%s: %s cannot run on this host", w.key, w.driver)
 }
 
 // purge removes what drivers keep between machines. What is left serves another

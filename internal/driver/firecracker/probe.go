@@ -73,7 +73,7 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 		if ctx.Err() != nil {
 			return nil, hearth.Wrap(hearth.DeadlineExceeded, err, "firecracker: the host was not looked at in time")
 		}
-		return nil, hearth.Wrap(hearth.FailedPrecondition, err, "firecracker: %s", err)
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "firecracker: %v", err)
 	}
 	d.host = h
 	return h, nil
