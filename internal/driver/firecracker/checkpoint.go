@@ -66,7 +66,7 @@ type manifest struct {
 func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoint, error) {
 	c := &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: checkpointFiles()}
 	err := m.control(ctx, "checkpoint", func(ctx context.Context) error {
-		if !m.frozen {
+		if m.motion != frozen {
 			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
 		}
 		kind := vmm.Full

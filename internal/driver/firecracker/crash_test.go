@@ -19,6 +19,7 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/driver/drivertest"
 	"hearth/internal/driver/firecracker"
+	"hearth/internal/hearth"
 )
 
 // starterEnv makes this test binary a process that starts one machine, prints its
@@ -237,4 +238,22 @@ func TestManyStartsAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// An order whose answer is none may have been carried out: the next one does not
+// rely on either.
+func TestFreezeOfUnknownOutcome(t *testing.T) {
+	l := newLab(t)
+	l.script(t, map[string]string{"PATCH /vm": "garbage"})
+	m := l.start(t, l.spec(t))
+	l.script(t, nil)
+	if err := m.Freeze(t.Context()); hearth.KindOf(err) != hearth.Internal {
+		t.Errorf("freeze: %v", err)
+	}
+	if _, err := m.Checkpoint(t.Context(), t.TempDir()); hearth.KindOf(err) != hearth.FailedPrecondition {
+		t.Errorf("checkpoint of a guest that may run: %v", err)
+	}
+	if err := m.Thaw(t.Context()); hearth.KindOf(err) != hearth.Internal {
+		t.Errorf("thaw of a guest that may stand still: %v", err)
+	}
 }

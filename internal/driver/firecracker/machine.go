@@ -82,6 +82,16 @@ func decodeState(raw []byte) (machineState, error) {
 	return s, nil
 }
 
+// motion is what is known of the guest's processors. A call to the monitor whose
+// answer did not come may have been carried out all the same.
+type motion int
+
+const (
+	runs motion = iota
+	unsure
+	frozen
+)
+
 // machine is one running monitor.
 type machine struct {
 	d     *Driver
@@ -94,7 +104,7 @@ type machine struct {
 	con   *console // nil after Attach
 
 	turn   chan struct{} // holds one token: who has it may change the machine's state
-	frozen bool          // owned by the holder of turn
+	motion motion        // owned by the holder of turn
 
 	link      link
 	guestExit atomic.Pointer[channel.Exit] // what the guest said about its end
@@ -251,24 +261,30 @@ func (m *machine) ended() error {
 // Freeze stops the guest's vCPUs in place.
 func (m *machine) Freeze(ctx context.Context) error {
 	return m.control(ctx, "freeze", func(ctx context.Context) error {
-		if m.frozen {
+		if m.motion == frozen {
 			return nil
 		}
-		if err := m.api.Pause(ctx); err != nil {
-			return err
-		}
-		m.frozen = true
-		return nil
+		return m.pause(ctx)
 	})
+}
+
+func (m *machine) pause(ctx context.Context) error {
+	m.motion = unsure
+	if err := m.api.Pause(ctx); err != nil {
+		return err
+	}
+	m.motion = frozen
+	return nil
 }
 
 // Thaw lets them go on, and tells the guest clock, entropy and identity. A guest
 // that does not take them is stopped again.
 func (m *machine) Thaw(ctx context.Context) error {
 	return m.control(ctx, "thaw", func(ctx context.Context) error {
-		if !m.frozen {
+		if m.motion == runs {
 			return nil
 		}
+		m.motion = unsure
 		if err := m.api.Resume(ctx); err != nil {
 			return err
 		}
@@ -276,9 +292,9 @@ func (m *machine) Thaw(ctx context.Context) error {
 		defer cancel()
 		if err := m.configure(waiting); err != nil {
 			again := context.WithoutCancel(ctx)
-			return errors.Join(err, m.api.Pause(again))
+			return errors.Join(err, m.pause(again))
 		}
-		m.frozen = false
+		m.motion = runs
 		return nil
 	})
 }

@@ -49,7 +49,9 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 		return nil, gone(errors.Join(err, errors.New("its monitor is in state "+strconv.Quote(string(info.State)))))
 	}
 	<-m.turn
-	m.frozen = info.State == vmm.Paused
+	if info.State == vmm.Paused {
+		m.motion = frozen
+	}
 	m.turn <- struct{}{}
 	return m, nil
 }
