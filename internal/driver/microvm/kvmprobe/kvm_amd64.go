@@ -1,5 +1,7 @@
 package kvmprobe
 
+//lint:file-ignore U1000 The structures are as long as the kernel's, whatever of them is used.
+
 // ioctl requests and structures of KVM on x86-64; from linux/kvm.h and asm/kvm.h.
 const (
 	getSupportedCPUID = 0xc008ae05
