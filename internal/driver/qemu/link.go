@@ -19,6 +19,9 @@ const (
 	// it is ended.
 	exitGrace  = 4 * time.Second
 	succession = 5 * time.Second
+	// firstGreeting is what a guest that runs answers in many times over.
+	firstGreeting = 500 * time.Millisecond
+	lastWords     = 200 * time.Millisecond
 )
 
 // link is a machine's connections to its guest: the channel, which is opened when
@@ -41,6 +44,7 @@ type possession struct {
 	end     context.CancelFunc
 	console net.Conn
 	channel *channel.Channel
+	read    chan struct{}  // closed when nothing more comes from the console
 	work    sync.WaitGroup // goroutines of connections
 }
 
@@ -92,7 +96,11 @@ func (l *link) possess(ctx context.Context) (*possession, error) {
 	if p.console, err = dial(ctx, l.m.dir, consoleSocket); err != nil {
 		return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s has no console", l.m.id)
 	}
-	p.work.Go(func() { _, _ = io.Copy(&l.console, p.console) })
+	p.read = make(chan struct{})
+	p.work.Go(func() {
+		defer close(p.read)
+		_, _ = io.Copy(&l.console, p.console)
+	})
 	return p, nil
 }
 
@@ -125,10 +133,17 @@ func (l *link) finish() {
 	p := l.held
 	l.held, l.over = nil, true
 	l.turn <- struct{}{}
-	if p != nil {
-		p.close()
-		p.tenure.Close()
+	if p == nil {
+		return
 	}
+	if p.read != nil {
+		select { // what the machine said last explains its end
+		case <-p.read:
+		case <-time.After(lastWords):
+		}
+	}
+	p.close()
+	p.tenure.Close()
 }
 
 // dial connects to a socket in a machine's directory.
@@ -165,11 +180,7 @@ func (l *link) open(ctx context.Context, h history) (ch *channel.Channel, fresh 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.life, cancel)()
-	conn, err := dial(ctx, l.m.dir, guestSocket)
-	if err != nil {
-		return nil, false, hearth.Wrap(hearth.Unavailable, err, "machine %s has no channel", l.m.id)
-	}
-	if ch, err = channel.Open(ctx, conn); err != nil {
+	if ch, err = l.greet(ctx); err != nil {
 		return nil, false, err
 	}
 	if err := ch.Configure(ctx, l.m.settings(h)); err != nil {
@@ -178,6 +189,25 @@ func (l *link) open(ctx context.Context, h history) (ch *channel.Channel, fresh 
 	p.channel = ch
 	p.work.Go(func() { l.await(p.life, ch) })
 	return ch, true, nil
+}
+
+// greet opens a channel. QEMU loses what is said to the guest while it finds out
+// that an earlier connection has ended, which it does not do while the guest
+// stands still; so a greeting that is not answered is repeated on a connection of
+// its own, each time with more patience.
+func (l *link) greet(ctx context.Context) (*channel.Channel, error) {
+	for patience := firstGreeting; ; patience *= 2 {
+		conn, err := dial(ctx, l.m.dir, guestSocket)
+		if err != nil {
+			return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s has no channel", l.m.id)
+		}
+		attempt, cancel := context.WithTimeout(ctx, patience)
+		ch, err := channel.Open(attempt, conn)
+		cancel()
+		if err == nil || ctx.Err() != nil || hearth.KindOf(err) != hearth.DeadlineExceeded {
+			return ch, err
+		}
+	}
 }
 
 // await waits for the guest's word on how its first program ended, and sees to

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 	"hearth/internal/driver/qemu/tenure"
 	"hearth/internal/hearth"
 )
+
+const consoleTail = 8 << 10
 
 // machineState is Handle.State, as JSON: what Attach needs and must check.
 type machineState struct {
@@ -116,8 +119,8 @@ func (m *machine) watch() {
 	if err := hostproc.Await(m.pidfd); err != nil {
 		m.d.cfg.Log.Error("machine cannot be watched any more", "id", m.id, "error", err)
 	}
-	exit := m.howEnded()
 	m.link.finish()
+	exit := m.howEnded()
 	if m.said.Load() == nil && !m.closing.Load() && exit.Code != 0 {
 		exit.Reason += m.child.Said()
 	}
@@ -154,7 +157,7 @@ func (m *machine) howEnded() driver.Exit {
 		exit.Code = 128 + int(status.Signal())
 		exit.Reason = "QEMU killed by " + unix.SignalName(status.Signal())
 	case known && status.ExitStatus() == 0:
-		exit.Reason = "the guest restarted or stopped without a word: its kernel may have panicked"
+		exit.Reason = "the guest ended without a word" + panicLine(m.link.console.Tail(consoleTail))
 	case known:
 		exit.Code = status.ExitStatus()
 		exit.Reason = fmt.Sprintf("QEMU ended with %d", exit.Code)
@@ -167,6 +170,16 @@ func (m *machine) howEnded() driver.Exit {
 		exit.Reason = "out of memory: QEMU itself took more than its share of the host's"
 	}
 	return exit
+}
+
+// panicLine finds what the guest's kernel says of its death, for people.
+func panicLine(console string) string {
+	_, text, ok := strings.Cut(console, "Kernel panic")
+	if !ok {
+		return ""
+	}
+	line, _, _ := strings.Cut(text, "\n")
+	return fmt.Sprintf("; its console says %q", "Kernel panic"+line)
 }
 
 // exitStatus is how QEMU ended: known for a child, and to who was quick enough.

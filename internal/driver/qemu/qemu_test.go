@@ -33,6 +33,9 @@ import (
 // emulate asks for these tests under software emulation, where KVM does not work.
 const emulate = "HEARTH_TEST_VM"
 
+// initName is the guests' first process, beside the launcher.
+const initName = "hearth-init"
+
 // lab is what the tests of one run share: programs and images.
 type lab struct {
 	*microvmtest.Lab
@@ -66,7 +69,7 @@ func newLab(t testing.TB) *lab {
 		}
 	})
 	build(t, l.exe, "hearth/internal/driver/qemu/launchertest")
-	init := filepath.Join(dir, "hearth-init")
+	init := filepath.Join(dir, initName)
 	build(t, init, "hearth/cmd/hearth-init")
 	l.Kernel.Init, err = os.ReadFile(init)
 	must(t, err)

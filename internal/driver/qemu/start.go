@@ -264,7 +264,7 @@ func (d *Driver) explain(ctx context.Context, m *machine, err error) error {
 		err = fmt.Errorf("%w; the guest says %q, exit %d", err, said.Reason, said.Code)
 	}
 	if tail := strings.TrimSpace(m.link.console.Tail(600)); tail != "" {
-		err = fmt.Errorf("%w; its console: %q", err, tail)
+		err = fmt.Errorf("%w%s; the end of its console: %q", err, panicLine(m.link.console.Tail(consoleTail)), tail)
 	}
 	kind := hearth.KindOf(err)
 	if ctx.Err() != nil {
