@@ -2,6 +2,9 @@ package client
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"io"
 	"iter"
 	"net/http"
 	"net/url"
@@ -55,6 +58,49 @@ func (c *Client) Snapshots(ctx context.Context, id string) iter.Seq2[Snapshot, e
 			q.Set("nextToken", next)
 		}
 	}
+}
+
+// Export writes a snapshot to w as one file, with all that it needs. After an error
+// what was written is no snapshot.
+func (c *Client) Export(ctx context.Context, id string, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.api+"/v2/snapshots/"+url.PathEscape(id)+"/export", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-API-Key", c.key)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return errorOf(resp)
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+// Import makes a snapshot of what Export wrote, here or elsewhere, under a new ID.
+func (c *Client) Import(ctx context.Context, r io.Reader) (*Snapshot, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.api+"/v2/snapshots/import", io.NopCloser(r))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-API-Key", c.key)
+	req.Header.Set("Content-Type", "application/zstd")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return nil, errorOf(resp)
+	}
+	var out Snapshot
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
+		return nil, fmt.Errorf("the answer to an import is not what it should be: %w", err)
+	}
+	return &out, nil
 }
 
 // DeleteSnapshot deletes a snapshot. What was made from it lives on.

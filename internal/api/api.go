@@ -1,7 +1,7 @@
 // Package api is the public REST API, as the official E2B clients speak it.
 //
 // spec/openapi.yaml describes every operation. A request passes, in this order:
-// the access log and time limit, CORS, routing on the escaped path, the key, the
+// the access log, CORS, routing on the escaped path, the time limit, the key, the
 // check against the description, the generated decoding, and its handler. What
 // the description does not name never reaches a handler, so the limits that a
 // caller can meet stand in one document.
@@ -31,6 +31,7 @@ type server struct {
 	tokens    tokens
 	keys      keys
 	throttle  throttle
+	parcels   parcels
 	ready     func(context.Context) error
 	domain    string
 	log       *slog.Logger
@@ -52,7 +53,7 @@ func New(d Deps) (http.Handler, error) {
 	}
 	s := &server{
 		sandboxes: d.Sandboxes, templates: d.Templates, builds: d.Builds, tokens: d.Tokens,
-		keys: d.Keys, throttle: d.Throttle, ready: d.Ready, domain: d.Domain, log: d.Log,
+		keys: d.Keys, throttle: d.Throttle, parcels: d.Parcels, ready: d.Ready, domain: d.Domain, log: d.Log,
 		document: doc, repeats: repeat.New(),
 	}
 	return s.observe(cors(escapedPath(s.router()))), nil
@@ -97,6 +98,9 @@ func (s *server) guard(next http.Handler) http.Handler {
 			return
 		}
 		rec.operation = op.id
+		ctx, cancel := context.WithTimeout(r.Context(), op.ceiling())
+		defer cancel()
+		r = r.WithContext(ctx)
 		if !op.open {
 			c, err := s.authenticate(r)
 			if err != nil {

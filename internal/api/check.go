@@ -14,12 +14,16 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/goccy/go-yaml"
 
+	"hearth/internal/api/stream"
 	"hearth/internal/api/strict"
 	"hearth/internal/hearth"
 )
 
-// maxBody bounds a request body.
-const maxBody = 16 << 20
+// Bounds of a request body, and of one that is read as it comes.
+const (
+	maxBody   = 16 << 20
+	maxStream = 64 << 30
+)
 
 // document is the part of the API's description that requests are checked against.
 type document struct {
@@ -33,6 +37,14 @@ type operation struct {
 	params []*parameter
 	body   *schema // nil: the operation reads none
 	must   bool    // the body is required
+	stream bool    // the body, or the answer, is of any size and no JSON
+}
+
+func (op *operation) ceiling() time.Duration {
+	if op.stream {
+		return streamCeiling
+	}
+	return ceiling
 }
 
 // parameter is one value in the path, the query or the headers.
@@ -63,6 +75,7 @@ type (
 	}
 	yamlOperation struct {
 		ID          string       `yaml:"operationId"`
+		Stream      bool         `yaml:"x-stream"`
 		Security    *[]any       `yaml:"security"`
 		Parameters  []*parameter `yaml:"parameters"`
 		RequestBody *struct {
@@ -98,7 +111,7 @@ func parseDocument(text string) (*document, error) {
 }
 
 func (d *yamlDocument) operation(o *yamlOperation, shared []*parameter) (*operation, error) {
-	op := &operation{id: o.ID, open: o.Security != nil && len(*o.Security) == 0}
+	op := &operation{id: o.ID, open: o.Security != nil && len(*o.Security) == 0, stream: o.Stream}
 	for _, p := range append(shared[:len(shared):len(shared)], o.Parameters...) {
 		if p.Ref != "" {
 			target, ok := d.Components.Parameters[strings.TrimPrefix(p.Ref, "#/components/parameters/")]
@@ -141,9 +154,25 @@ func (op *operation) check(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	if op.stream {
+		return bound(w, r)
+	}
 	if op.body == nil {
 		return nil
 	}
+	return op.checkBody(w, r)
+}
+
+// bound lets the handler read the body itself, within the limits of streams.
+func bound(w http.ResponseWriter, r *http.Request) error {
+	if r.ContentLength > maxStream {
+		return hearth.Errorf(hearth.InvalidArgument, "The body must be at most %d bytes", int64(maxStream))
+	}
+	r.Body = stream.NewReader(w, r.Body, maxStream)
+	return nil
+}
+
+func (op *operation) checkBody(w http.ResponseWriter, r *http.Request) error {
 	raw, err := readBody(w, r)
 	if err != nil {
 		return err

@@ -73,7 +73,8 @@ func TestEveryOperationHasAHandler(t *testing.T) {
 func fill(path string, values map[string]string) string {
 	all := map[string]string{
 		"sandboxID": "i00000000000000000001", "templateID": "empty", "alias": "base",
-		"buildID": "00000000-0000-4000-8000-000000000001",
+		"snapshotID": "golden:v2",
+		"buildID":    "00000000-0000-4000-8000-000000000001",
 	}
 	maps.Copy(all, values)
 	for name, v := range all {

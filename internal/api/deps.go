@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 type Deps struct {
 	Sandboxes sandboxes
 	Templates templates
-	Builds    builds // optional: without it builds have no logs
+	Parcels   parcels // optional: without it snapshots stay where they are
+	Builds    builds  // optional: without it builds have no logs
 	Tokens    tokens
 	Keys      keys
 	Throttle  throttle // optional: without it wrong keys may be tried without end
@@ -72,6 +74,13 @@ type snapshots interface {
 	Fork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, timeout time.Duration, count int) ([]control.Forked, error)
 	Rollback(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, name string) (*hearth.Sandbox, error)
 	Tree(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error)
+}
+
+// parcels is control/travel.Desk: snapshots as files.
+type parcels interface {
+	// Export writes nothing when the team has no such snapshot.
+	Export(ctx context.Context, team hearth.TeamID, name string, w io.Writer) error
+	Import(ctx context.Context, team hearth.TeamID, r io.Reader) (*hearth.Snapshot, error)
 }
 
 // templates is the part of store.Templates that the API reads and deletes.

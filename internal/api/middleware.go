@@ -14,8 +14,11 @@ import (
 	"hearth/internal/trace"
 )
 
-// ceiling bounds every request, body included.
-const ceiling = 70 * time.Second
+// What bounds every request, body included; streams are bounded part by part, too.
+const (
+	ceiling       = 70 * time.Second
+	streamCeiling = time.Hour
+)
 
 // record is what the access log says of one request. It is also the response
 // writer, to know what was answered.
@@ -75,15 +78,14 @@ func (rec *record) tell() {
 // Unwrap lets http.ResponseController reach the connection.
 func (rec *record) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 
-// observe gives the request its record, time limit and log line, and survives
+// observe gives the request its record and log line, and survives
 // a panicking handler.
 func (s *server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &record{ResponseWriter: w, id: newRequestID(), began: start}
-		ctx, cancel := context.WithTimeout(r.Context(), ceiling)
-		defer cancel()
-		ctx, rec.trace = trace.With(ctx)
+		ctx, tr := trace.With(r.Context())
+		rec.trace = tr
 		r = r.WithContext(context.WithValue(ctx, recordKey{}, rec))
 		w.Header().Set("X-Request-Id", rec.id)
 		w.Header().Set("X-E2B-Trace-ID", rec.id) // the SDKs print this one

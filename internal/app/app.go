@@ -42,6 +42,7 @@ import (
 	"hearth/internal/builder"
 	"hearth/internal/config"
 	"hearth/internal/control"
+	"hearth/internal/control/travel"
 	"hearth/internal/driver"
 	"hearth/internal/edge"
 	"hearth/internal/guest/agentclient"
@@ -50,6 +51,8 @@ import (
 	"hearth/internal/image"
 	"hearth/internal/node"
 	"hearth/internal/node/agent"
+	"hearth/internal/node/agent/courier"
+	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/store/sqlstore"
 )
@@ -86,6 +89,7 @@ type App struct {
 	control *control.Controller
 	cache   *image.Cache
 	builder *builder.Builder
+	travel  *travel.Desk
 	team    *hearth.Team
 
 	leaving bool // opened to stop everything: no driver is missed
@@ -324,7 +328,17 @@ func (a *App) openControl(ctx context.Context) error {
 			return time.Time{}, false // the edge is not there yet
 		},
 	})
-	return a.control.Reconcile(ctx)
+	if err := a.control.Reconcile(ctx); err != nil {
+		return err
+	}
+	key, err := secret.Load(a.path("node", "control.key"))
+	if err != nil {
+		return err
+	}
+	a.travel = travel.New(a.control.Archive(), a.db, &courier.Courier{
+		Shelf: a.shelf, Key: key, Tmp: a.blobs.Temp(), Limit: travel.MaxBytes,
+	}, time.Now)
+	return nil
 }
 
 func (a *App) openBuilder(ctx context.Context) error {
@@ -341,7 +355,15 @@ func (a *App) openBuilder(ctx context.Context) error {
 		Drivers: a.choice.targets, Daemon: binaryDigest(bin), Log: a.opts.Log,
 		Finished: func(hearth.Build) { a.keepPools(context.WithoutCancel(ctx)) },
 	})
-	return a.builder.Sweep(ctx, []hearth.TeamID{a.team.ID})
+	teams, err := a.db.ListTeams(ctx)
+	if err != nil {
+		return err
+	}
+	ids := make([]hearth.TeamID, 0, len(teams))
+	for _, t := range teams {
+		ids = append(ids, t.ID)
+	}
+	return a.builder.Sweep(ctx, ids)
 }
 
 // keepPools tells the node which templates to hold warm machines of.

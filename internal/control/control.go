@@ -39,6 +39,7 @@ type metadata interface {
 }
 
 type builds interface {
+	DeleteTemplate(ctx context.Context, id hearth.TemplateID) error
 	ResolveTemplate(ctx context.Context, team hearth.TeamID, nameOrID string) (*hearth.Template, *hearth.Build, error)
 	Build(ctx context.Context, id hearth.BuildID) (*hearth.Build, error)
 	ListBuilds(ctx context.Context, template hearth.TemplateID) ([]*hearth.Build, error)
@@ -148,6 +149,9 @@ func New(d Deps) *Controller {
 	})
 	return c
 }
+
+// Archive is the controller's snapshots.
+func (c *Controller) Archive() *archive.Archive { return c.archive }
 
 // clock is the time as the store keeps it.
 func (c *Controller) clock() time.Time { return c.now().UTC().Round(0) }

@@ -68,6 +68,14 @@ func BuildMachineID(id BuildID) SandboxID {
 	return SandboxID("b" + hex.EncodeToString(sum[:10]))
 }
 
+// ImportTemplateID names the template that holds the build of an imported
+// snapshot. It follows from the snapshot, so that the snapshot's row alone says
+// what goes with it, whenever an import was cut off.
+func ImportTemplateID(id SnapshotID) TemplateID {
+	sum := sha256.Sum256([]byte(id))
+	return TemplateID(hex.EncodeToString(sum[:10]))
+}
+
 // OfBuild reports whether a machine is one that BuildMachineID names. It is the
 // builder's: whoever looks for machines without a sandbox leaves it alone.
 func (id SandboxID) OfBuild() bool { return strings.HasPrefix(string(id), "b") }

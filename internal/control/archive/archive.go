@@ -31,9 +31,15 @@ type Shelf interface {
 	Remove(ctx context.Context, id hearth.SnapshotID) error
 }
 
+// rows is the part of store.Store that an archive uses.
+type rows interface {
+	store.Snapshots
+	DeleteTemplate(ctx context.Context, id hearth.TemplateID) error
+}
+
 // Deps is what an archive is made of.
 type Deps struct {
-	Store store.Snapshots
+	Store rows
 	Shelf Shelf
 	Log   *slog.Logger
 
@@ -179,12 +185,29 @@ func (a *Archive) Collect(ctx context.Context, id hearth.SnapshotID) error {
 		if uses.Heirs > 0 {
 			return a.empty(ctx, snap)
 		}
+		if err := a.unbuild(ctx, snap); err != nil {
+			return err
+		}
 		if err := a.Erase(ctx, id); err != nil {
 			return err
 		}
 		id = snap.After
 	}
 	return nil
+}
+
+// unbuild removes the template that came with an imported snapshot. All that was
+// made of that template comes after the snapshot, so it is not needed either. Its
+// layers are the builder's to sweep.
+func (a *Archive) unbuild(ctx context.Context, snap *hearth.Snapshot) error {
+	if snap.Template != hearth.ImportTemplateID(snap.ID) {
+		return nil
+	}
+	err := retry.Do(ctx, 4, func() error { return a.deps.Store.DeleteTemplate(ctx, snap.Template) })
+	if missing(err) {
+		return nil
+	}
+	return err
 }
 
 // empty leaves of a snapshot what says how those after it came about.

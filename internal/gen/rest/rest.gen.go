@@ -871,6 +871,12 @@ type ServerInterface interface {
 	// SandboxTree All snapshots and sandboxes that share a line with this sandbox
 	// (GET /v2/sandboxes/{sandboxID}/tree)
 	SandboxTree(w http.ResponseWriter, r *http.Request, sandboxID SandboxID)
+	// ImportSnapshot Make a snapshot of an exported file
+	// (POST /v2/snapshots/import)
+	ImportSnapshot(w http.ResponseWriter, r *http.Request)
+	// ExportSnapshot A snapshot with all that it needs, as one file
+	// (GET /v2/snapshots/{snapshotID}/export)
+	ExportSnapshot(w http.ResponseWriter, r *http.Request, snapshotID string)
 	// ListTemplates List the team's templates by page
 	// (GET /v2/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request, params ListTemplatesParams)
@@ -1045,6 +1051,18 @@ func (_ Unimplemented) RollbackSandbox(w http.ResponseWriter, r *http.Request, s
 // SandboxTree All snapshots and sandboxes that share a line with this sandbox
 // (GET /v2/sandboxes/{sandboxID}/tree)
 func (_ Unimplemented) SandboxTree(w http.ResponseWriter, r *http.Request, sandboxID SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ImportSnapshot Make a snapshot of an exported file
+// (POST /v2/snapshots/import)
+func (_ Unimplemented) ImportSnapshot(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ExportSnapshot A snapshot with all that it needs, as one file
+// (GET /v2/snapshots/{snapshotID}/export)
+func (_ Unimplemented) ExportSnapshot(w http.ResponseWriter, r *http.Request, snapshotID string) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2160,6 +2178,46 @@ func (siw *ServerInterfaceWrapper) SandboxTree(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// ImportSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) ImportSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ImportSnapshot(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ExportSnapshot operation middleware
+func (siw *ServerInterfaceWrapper) ExportSnapshot(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshotID" -------------
+	var snapshotID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshotID", chi.URLParam(r, "snapshotID"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshotID", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExportSnapshot(w, r, snapshotID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListTemplates operation middleware
 func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.Request) {
 
@@ -2376,6 +2434,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/snapshots", wrapper.ListSnapshots)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v2/snapshots/{snapshotID}/export", wrapper.ExportSnapshot)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v2/snapshots/import", wrapper.ImportSnapshot)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/sandboxes/{sandboxID}/fork", wrapper.ForkSandbox)
@@ -3555,6 +3619,90 @@ func (response SandboxTreedefaultJSONResponse) VisitSandboxTreeResponse(w http.R
 	return err
 }
 
+type ImportSnapshotRequestObject struct {
+	Body io.Reader
+}
+
+type ImportSnapshotResponseObject interface {
+	VisitImportSnapshotResponse(w http.ResponseWriter) error
+}
+
+type ImportSnapshot201JSONResponse SnapshotInfo
+
+func (response ImportSnapshot201JSONResponse) VisitImportSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ImportSnapshotdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ImportSnapshotdefaultJSONResponse) VisitImportSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExportSnapshotRequestObject struct {
+	SnapshotID string `json:"snapshotID"`
+}
+
+type ExportSnapshotResponseObject interface {
+	VisitExportSnapshotResponse(w http.ResponseWriter) error
+}
+
+type ExportSnapshot200ApplicationZstdResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ExportSnapshot200ApplicationZstdResponse) VisitExportSnapshotResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/zstd")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ExportSnapshotdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ExportSnapshotdefaultJSONResponse) VisitExportSnapshotResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListTemplatesRequestObject struct {
 	Params ListTemplatesParams
 }
@@ -3690,6 +3838,12 @@ type StrictServerInterface interface {
 	// SandboxTree All snapshots and sandboxes that share a line with this sandbox
 	// (GET /v2/sandboxes/{sandboxID}/tree)
 	SandboxTree(ctx context.Context, request SandboxTreeRequestObject) (SandboxTreeResponseObject, error)
+	// ImportSnapshot Make a snapshot of an exported file
+	// (POST /v2/snapshots/import)
+	ImportSnapshot(ctx context.Context, request ImportSnapshotRequestObject) (ImportSnapshotResponseObject, error)
+	// ExportSnapshot A snapshot with all that it needs, as one file
+	// (GET /v2/snapshots/{snapshotID}/export)
+	ExportSnapshot(ctx context.Context, request ExportSnapshotRequestObject) (ExportSnapshotResponseObject, error)
 	// ListTemplates List the team's templates by page
 	// (GET /v2/templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
@@ -4559,6 +4713,58 @@ func (sh *strictHandler) SandboxTree(w http.ResponseWriter, r *http.Request, san
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SandboxTreeResponseObject); ok {
 		if err := validResponse.VisitSandboxTreeResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ImportSnapshot operation middleware
+func (sh *strictHandler) ImportSnapshot(w http.ResponseWriter, r *http.Request) {
+	var request ImportSnapshotRequestObject
+
+	request.Body = r.Body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ImportSnapshot(ctx, request.(ImportSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ImportSnapshot")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ImportSnapshotResponseObject); ok {
+		if err := validResponse.VisitImportSnapshotResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExportSnapshot operation middleware
+func (sh *strictHandler) ExportSnapshot(w http.ResponseWriter, r *http.Request, snapshotID string) {
+	var request ExportSnapshotRequestObject
+
+	request.SnapshotID = snapshotID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ExportSnapshot(ctx, request.(ExportSnapshotRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExportSnapshot")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ExportSnapshotResponseObject); ok {
+		if err := validResponse.VisitExportSnapshotResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,6 +30,7 @@ type machine struct {
 	// secret names the sandbox whose control secret the guest holds, in memory that
 	// it was restored with; empty: its own, or none yet.
 	secret hearth.SandboxID
+	given  string // that secret itself, when the memory came from elsewhere
 
 	owner *box // guarded by Agent.mu
 
@@ -86,7 +88,7 @@ func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
 	if mc.secret != "" && mc.secret != mc.rec.Sandbox.ID { // it knows the host by the secret of another
 		g = a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
 			return mc.live.Dial(ctx, port)
-		}, a.key.Of(mc.secret))
+		}, cmp.Or(mc.given, a.key.Of(mc.secret)))
 	}
 	err := a.init(ctx, mc, g, guest.InitRequest{})
 	if err == nil {

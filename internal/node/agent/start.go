@@ -5,11 +5,13 @@ import (
 	"context"
 	"maps"
 	"os"
+	"path/filepath"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
 	"hearth/internal/trace"
@@ -339,7 +341,9 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 			if spec.Layers, err = a.layers(ctx, p.build); err != nil {
 				return err
 			}
-			spec.From, err = a.checkpoint(ctx, mc.id(), p.restore)
+			if spec.From, err = a.checkpoint(ctx, mc.id(), p.restore); err == nil && mc.secret != "" {
+				mc.given, err = secret.Given(filepath.Join(spec.From.Dir, shelf.SecretFile))
+			}
 			return err
 		}},
 		{"slot", func() error { return a.acquire(ctx, mc, p) }},

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 
@@ -38,6 +39,27 @@ func Load(path string) (Key, error) {
 		return nil, err
 	}
 	return key, os.Rename(path+".new", path)
+}
+
+// Given reads the secret that came with a snapshot from elsewhere; empty when it
+// came from here. What a stranger wrote is sent to nobody but the stranger's guest.
+func Given(path string) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, 2*sha256.Size+1))
+	if err != nil {
+		return "", err
+	}
+	if sum, err := hex.DecodeString(string(raw)); err != nil || len(sum) != sha256.Size {
+		return "", hearth.Errorf(hearth.FailedPrecondition, "the secret of the imported snapshot is not one")
+	}
+	return string(raw), nil
 }
 
 // Of derives the secret with which the host speaks to a sandbox's daemon. It is

@@ -3,6 +3,8 @@ package shelf
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -17,10 +19,16 @@ import (
 // layerPrefix begins the blob keys of layers; the rest is their SHA-256.
 const layerPrefix = "layers/"
 
+// SecretFile is the file of a snapshot with memory that came from elsewhere: what
+// the guest daemon in that memory knows its host by. It is in the memory, too, so
+// whoever reads the one could read the other; both go together.
+const SecretFile = "control-secret"
+
 // Export writes a snapshot, all that it refers to, and the layers of its build
 // to w, see package parcel. Files that are packed are read from the archive. A
-// reader that saw no end of the stream has no snapshot.
-func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.Build, w io.Writer) error {
+// reader that saw no end of the stream has no snapshot. The secret becomes its
+// SecretFile, unless it has one already or the secret is empty.
+func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.Build, secret string, w io.Writer) error {
 	holder := "export " + string(hearth.NewSnapshotID())
 	if err := s.Hold(ctx, holder, id); err != nil {
 		return err
@@ -46,6 +54,11 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 			files[f.SHA256] = f
 		}
 	}
+	note := hearth.File{Name: SecretFile, Bytes: int64(len(secret)), SHA256: sumOf(secret)}
+	top := &c.Snapshots[0]
+	if secret != "" && !slices.ContainsFunc(top.Files, func(f hearth.File) bool { return f.Name == SecretFile }) {
+		top.Files = append(slices.Clone(top.Files), note)
+	}
 	for _, key := range build.Layers {
 		info, err := s.blobs.Stat(ctx, key)
 		if err != nil {
@@ -57,8 +70,16 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 		if b.Layer {
 			return s.blobs.Open(ctx, layerPrefix+b.SHA256, 0, -1)
 		}
-		return s.open(ctx, files[b.SHA256])
+		if f, kept := files[b.SHA256]; kept {
+			return s.open(ctx, f)
+		}
+		return io.NopCloser(strings.NewReader(secret)), nil
 	})
+}
+
+func sumOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
 }
 
 // open reads a file of a snapshot, plain or packed. It is not verified.
@@ -88,7 +109,8 @@ type Arrival struct {
 // Import takes in what Export wrote. Nothing of it is believed before it was
 // compared with its hash. What it refers to gets new names, and goes with it. The
 // layers of the build that it returns are blobs then, for which the caller has to
-// have a build before the next sweep. It may need another driver than this node
+// have a build before the next sweep. Of what the parcel says of the snapshot's
+// place where it came from nothing is taken over. It may need another driver than this node
 // has: a restore says so. When it fails nothing is left but layers.
 func (s *Shelf) Import(ctx context.Context, as Arrival, r io.Reader) (*hearth.Snapshot, *hearth.Build, error) {
 	if _, _, err := s.Find(ctx, as.ID); hearth.KindOf(err) != hearth.NotFound {
@@ -122,8 +144,11 @@ type importer struct {
 func (in *importer) Begin(_ context.Context, c *parcel.Contents) error {
 	in.snaps = slices.Clone(c.Snapshots)
 	for i := range in.snaps {
-		snap := &in.snaps[i]
-		snap.ID, snap.Base, snap.Parent = in.as.ID, "", ""
+		old, snap := c.Snapshots[i], &in.snaps[i]
+		*snap = hearth.Snapshot{ // a sandbox of the same name here is another one
+			ID: in.as.ID, Driver: old.Driver, Key: old.Key, Memory: old.Memory, Files: old.Files,
+			Created: old.Created, Sandbox: in.as.Owner,
+		}
 		if i > 0 {
 			snap.ID = hearth.NewSnapshotID()
 			in.snaps[i-1].Base, in.snaps[i-1].Parent = snap.ID, snap.ID

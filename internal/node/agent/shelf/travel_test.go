@@ -41,7 +41,7 @@ func newTraveller(t *testing.T) *traveller {
 func (tr *traveller) export() []byte {
 	tr.t.Helper()
 	var b bytes.Buffer
-	if err := tr.shelf.Export(tr.t.Context(), tr.list[2].ID, tr.build, &b); err != nil {
+	if err := tr.shelf.Export(tr.t.Context(), tr.list[2].ID, tr.build, "", &b); err != nil {
 		tr.t.Fatal(err)
 	}
 	return b.Bytes()
@@ -145,6 +145,38 @@ func remake(t *testing.T, raw []byte, change func(i int, h *tar.Header, b []byte
 	return out.Bytes()
 }
 
+// TestSecretTravels: beside the memory that it opens, and the first one stays.
+func TestSecretTravels(t *testing.T) {
+	from := newTraveller(t)
+	var b bytes.Buffer
+	if err := from.shelf.Export(t.Context(), from.list[2].ID, from.build, "secret one", &b); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range []hearth.SnapshotID{"s8", "s9"} {
+		to := newPackedShelf(t, blobtest.TempDir(t), 0)
+		snap, build, err := arrive(t, to.shelf, id, b.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if snap.Sandbox != "guest" || snap.Team != "" || snap.Alias != "" || snap.Kind != hearth.OwnedSnapshot {
+			t.Errorf("believed what it was elsewhere: %+v", snap)
+		}
+		to.tidy()
+		c, err := to.shelf.Lay(t.Context(), snap, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(filepath.Join(c.Dir, shelf.SecretFile))
+		if err != nil || string(raw) != "secret one" {
+			t.Errorf("journey %d: the secret is %q, %v", i+1, raw, err)
+		}
+		b.Reset()
+		if err := to.shelf.Export(t.Context(), id, *build, "secret two", &b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestHostileArrivals: nothing that is not what Export wrote gets in, and
 // nothing of it stays but layers.
 func TestHostileArrivals(t *testing.T) {
@@ -199,10 +231,10 @@ func TestExportIsVerified(t *testing.T) {
 	from := newTraveller(t)
 	flip(t, from.plain, "snapshots/s1/state", "1", "7")
 	var b bytes.Buffer
-	if err := from.shelf.Export(t.Context(), "s2", from.build, &b); err == nil {
+	if err := from.shelf.Export(t.Context(), "s2", from.build, "", &b); err == nil {
 		t.Error("exported what is damaged")
 	}
-	if err := from.shelf.Export(t.Context(), "gone", from.build, &b); hearth.KindOf(err) != hearth.NotFound {
+	if err := from.shelf.Export(t.Context(), "gone", from.build, "", &b); hearth.KindOf(err) != hearth.NotFound {
 		t.Errorf("a snapshot that is not there: %v", err)
 	}
 }
