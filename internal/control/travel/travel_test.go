@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ type world struct {
 	files map[hearth.SnapshotID]bool
 	build hearth.Build // what imports bring
 
+	mu   sync.Mutex
 	left int  // writes until the process dies
 	late bool // the last one of them is made
 	dead bool
@@ -69,6 +71,8 @@ func (w *world) desk(t *testing.T) (*travel.Desk, *archive.Archive) {
 
 // write is one write: the world's last if it dies now.
 func (w *world) write(do func() error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.dead {
 		return errDead
 	}
