@@ -285,9 +285,6 @@ func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref wish.R
 	if len(list) > 0 && list[0].Status == hearth.BuildError {
 		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.Name, list[0].Reason)
 	}
-	if len(list) > 0 && list[0].Status == hearth.BuildReady {
-		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' came with an imported snapshot; create from the snapshot", ref.Name)
-	}
 	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.Name)
 }
 
