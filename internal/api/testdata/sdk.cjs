@@ -45,9 +45,9 @@ async function main() {
   await assert.rejects(Sandbox.create('nope'), /404: template 'nope' not found/)
   await assert.rejects(Sandbox.create({ volumeMounts: { '/v': 'x' } }), /400: volumeMounts is not supported/)
   await assert.rejects(Sandbox.create({ metadata: { a: 'x'.repeat(20_000) } }), /400: metadata.a must be at most/)
-  if (Sandbox.prototype.fork || Sandbox.fork) {
-    await assert.rejects(async () => { const s = await Sandbox.create(); await s.fork() }, /has no POST/)
-  }
+  const [fork, refused] = await (await Sandbox.create()).fork({ count: 2 })
+  assert.ok(fork instanceof Sandbox)
+  assert.match(refused.message, /no room/)
   assert.equal(await Template.exists('base'), true)
   assert.equal(await Template.exists('nope'), false)
 }
