@@ -127,7 +127,8 @@ func (r *run) fork(ctx context.Context) (gap, took time.Duration, err error) {
 		if _, err := sb.Files.Write(ctx, "/tmp/gap.py", strings.NewReader(fmt.Sprintf(gapCode, gapSeconds))); err != nil {
 			return err
 		}
-		watch, err := sb.Commands.Start(ctx, "python3 /tmp/gap.py", client.RunOptions{})
+		var out strings.Builder
+		watch, err := sb.Commands.Start(ctx, "python3 /tmp/gap.py", client.RunOptions{Stdout: &out, Stderr: &out})
 		if err != nil {
 			return err
 		}
@@ -157,7 +158,10 @@ func (r *run) fork(ctx context.Context) (gap, took time.Duration, err error) {
 		if err != nil {
 			return err
 		}
-		ms, err := strconv.ParseFloat(strings.TrimSpace(res.Stdout), 64)
+		ms, err := strconv.ParseFloat(strings.TrimSpace(out.String()), 64)
+		if err != nil {
+			err = fmt.Errorf("the parent's own measurement ended with %d, %q: %w", res.ExitCode, out.String(), errUnexpected)
+		}
 		gap = time.Duration(ms * float64(time.Millisecond))
 		return err
 	})
