@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -201,8 +202,13 @@ func askProgram(ctx context.Context, program string) (qmp.Version, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, "-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio")
 	cmd.Env, cmd.Dir = []string{"LC_ALL=C"}, "/"
+	// It does not end with its standard input: it must with us, or rather with
+	// the thread that starts it, which therefore stays this function's.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
