@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"unicode/utf8"
 )
 
 // files makes a host's file system.
@@ -135,7 +136,7 @@ func TestHostsOfMachines(t *testing.T) {
 			t.Errorf("%s:\npass %q\nwant %q\nwarn %q\nwant %q\nn/a  %q\nwant %q", tc.name, pass, tc.pass, warn, tc.warn, na, tc.na)
 		}
 		for _, l := range lines {
-			if (l.Status == Warn) != (l.Remedy != "") || l.Detail == "" || len(l.Name) > 16 || strings.ContainsAny(l.Detail, "\x00\xff\n") {
+			if (l.Status == Warn) != (l.Remedy != "") || l.Detail == "" || len(l.Name) > 16 || strings.ContainsAny(l.Detail, "\x00\n") || !utf8.ValidString(l.Detail) {
 				t.Errorf("%s: %+v", tc.name, l)
 			}
 			if l.Status == Fail {

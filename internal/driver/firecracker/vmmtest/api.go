@@ -33,7 +33,7 @@ func (v *vm) serve(w http.ResponseWriter, r *http.Request) {
 	call := r.Method + " " + r.URL.Path
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil || len(body) > maxBody || r.ContentLength < 0 {
-		fault(w, "HTTP content length, or body, is not acceptable")
+		refuseWith(w, "HTTP content length, or body, is not acceptable")
 		return
 	}
 	v.log.add(call, body)
@@ -47,7 +47,7 @@ func (v *vm) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", "Firecracker API")
 	switch {
 	case err != nil:
-		fault(w, err.Error())
+		refuseWith(w, err.Error())
 	case answer != nil:
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(answer)
@@ -56,11 +56,19 @@ func (v *vm) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func fault(w http.ResponseWriter, text string) {
+func refuseWith(w http.ResponseWriter, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
 	_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": text})
 }
+
+// fault is what the API answers with when it refuses a request.
+type fault string
+
+func (f fault) Error() string { return string(f) }
+
+// refused is an error in the words of the API, which a client may show as they are.
+func refused(format string, args ...any) error { return fault(fmt.Sprintf(format, args...)) }
 
 // misbehave does what the script says for a call, at one of two moments.
 func (v *vm) misbehave(w http.ResponseWriter, call, moment string) bool {
@@ -85,7 +93,7 @@ func (v *vm) misbehave(w http.ResponseWriter, call, moment string) bool {
 			}
 		}
 	case what == refuse:
-		fault(w, "told to refuse, "+strings.Repeat("at length, ", 1000)+"\x1b[31m")
+		refuseWith(w, "told to refuse, "+strings.Repeat("at length, ", 1000)+"\x1b[31m")
 	}
 	return true
 }
@@ -96,7 +104,7 @@ func decode[T any](body []byte) (T, error) {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&t); err != nil {
-		return t, fmt.Errorf("An error occurred when deserializing the json body of a request: %w.", err)
+		return t, refused("An error occurred when deserializing the json body of a request: %v.", err)
 	}
 	return t, nil
 }
@@ -118,7 +126,7 @@ func (v *vm) call(method, path string, body []byte) (any, error) {
 		return map[string]string{"firecracker_version": version}, nil
 	case "GET /balloon/statistics":
 		if v.state == notStarted || v.cfg.Balloon == nil {
-			return nil, errors.New("The requested operation is not supported")
+			return nil, refused("The requested operation is not supported")
 		}
 		return map[string]any{"target_pages": 0, "actual_pages": 0, "target_mib": 0, "actual_mib": 0, "free_memory": 1 << 20}, nil
 	case "PUT /actions":
@@ -133,7 +141,7 @@ func (v *vm) call(method, path string, body []byte) (any, error) {
 		return nil, with(body, v.inflate)
 	}
 	if method != http.MethodPut {
-		return nil, fmt.Errorf("Invalid request method and/or path: %s %s.", method, path)
+		return nil, refused("Invalid request method and/or path: %s %s.", method, path)
 	}
 	if v.state != notStarted {
 		return nil, errAfterStart
@@ -177,15 +185,15 @@ func (v *vm) configure(path string, body []byte) error {
 	case path == "/serial":
 		return with(body, func(serial) error { return nil })
 	}
-	return fmt.Errorf("Invalid request method and/or path: PUT %s.", path)
+	return refused("Invalid request method and/or path: PUT %s.", path)
 }
 
 func (v *vm) setMachine(m machineConfig) error {
 	switch {
 	case m.VCPUCount < 1 || m.VCPUCount > 32:
-		return errors.New("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
+		return refused("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
 	case m.MemSizeMiB < 1:
-		return errors.New("The memory size (MiB) is invalid.")
+		return refused("The memory size (MiB) is invalid.")
 	case m.HugePages != "" && m.HugePages != "None" && m.HugePages != "2M":
 		return errors.New("unknown variant")
 	}
@@ -196,18 +204,18 @@ func (v *vm) setMachine(m machineConfig) error {
 func (v *vm) setBoot(b bootSource) error {
 	kernel, err := os.ReadFile(b.KernelImagePath)
 	if err != nil {
-		return fmt.Errorf("The kernel file cannot be opened: %w", err)
+		return refused("The kernel file cannot be opened: %v", err)
 	}
 	if !bytes.HasPrefix(kernel, []byte("\x7fELF")) {
-		return errors.New("Cannot load kernel due to invalid memory configuration or invalid kernel image: invalid Elf magic number")
+		return refused("Cannot load kernel due to invalid memory configuration or invalid kernel image: invalid Elf magic number")
 	}
 	if b.InitrdPath != "" {
 		if err := mustRead(b.InitrdPath); err != nil {
-			return fmt.Errorf("The initrd file cannot be opened: %w", err)
+			return refused("The initrd file cannot be opened: %v", err)
 		}
 	}
 	if len(b.BootArgs) > 2048 {
-		return errors.New("The kernel command line is invalid: Inserting string would make command line too long.")
+		return refused("The kernel command line is invalid: Inserting string would make command line too long.")
 	}
 	v.cfg.Boot = b
 	return nil
@@ -216,11 +224,11 @@ func (v *vm) setBoot(b bootSource) error {
 func (v *vm) addDrive(id string, d drive) error {
 	switch {
 	case d.DriveID != id:
-		return errors.New("The id from the path does not match the id from the body!")
+		return refused("The id from the path does not match the id from the body!")
 	case d.IsRootDevice == nil || d.PathOnHost == "":
 		return errors.New("missing field `is_root_device` or `path_on_host`")
 	case strings.ContainsFunc(id, func(r rune) bool { return r != '_' && (r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a' || r > 'z') }):
-		return errors.New("API Resource IDs can only contain alphanumeric characters and underscores.")
+		return refused("API Resource IDs can only contain alphanumeric characters and underscores.")
 	}
 	flags := os.O_RDWR
 	if d.IsReadOnly {
@@ -228,7 +236,7 @@ func (v *vm) addDrive(id string, d drive) error {
 	}
 	f, err := os.OpenFile(d.PathOnHost, flags, 0)
 	if err != nil {
-		return fmt.Errorf("Unable to create the block device: %w", err)
+		return refused("Unable to create the block device: %v", err)
 	}
 	_ = f.Close()
 	if err := d.RateLimiter.check(); err != nil {
@@ -271,7 +279,7 @@ func (v *vm) addNet(id string, n netIface) error {
 func openTap(name string) error {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("Open tap device failed: %w", err)
+		return refused("Open tap device failed: %v", err)
 	}
 	req, err := unix.NewIfreq(name)
 	if err != nil {
@@ -279,7 +287,7 @@ func openTap(name string) error {
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return fmt.Errorf("Open tap device failed: Error while creating ifreq structure: %w", err)
+		return refused("Open tap device failed: Error while creating ifreq structure: %v", err)
 	}
 	return nil
 }
@@ -293,7 +301,7 @@ func (v *vm) act(a action) error {
 
 func (v *vm) change(s stateChange) error {
 	if v.state == notStarted {
-		return errors.New("The requested operation is not supported before starting the microVM.")
+		return refused("The requested operation is not supported before starting the microVM.")
 	}
 	switch s.State {
 	case "Paused":

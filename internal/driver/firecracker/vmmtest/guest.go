@@ -140,7 +140,7 @@ func (g *guest) openDisk(flags int) (*os.File, int64, error) {
 func (g *guest) listen(path string) error {
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return fmt.Errorf("Cannot create backend for vsock device: %w", err)
+		return refused("Cannot create backend for vsock device: %v", err)
 	}
 	go func() {
 		for {

@@ -22,15 +22,15 @@ var crcTable = crc64.MakeTable(crc64.ISO)
 func (v *vm) createSnapshot(s snapshotCreate) error {
 	switch {
 	case v.state == notStarted:
-		return errors.New("The requested operation is not supported before starting the microVM.")
+		return refused("The requested operation is not supported before starting the microVM.")
 	case v.state != paused:
-		return errors.New("Cannot save the microVM state: the microVM is not paused.")
+		return refused("Cannot save the microVM state: the microVM is not paused.")
 	case s.SnapshotPath == "" || s.MemFilePath == "":
 		return errors.New("missing field `snapshot_path` or `mem_file_path`")
 	case s.SnapshotType != "" && s.SnapshotType != "Full" && s.SnapshotType != "Diff":
 		return fmt.Errorf("unknown variant `%s`", s.SnapshotType)
 	case s.SnapshotType == "Diff" && !v.cfg.Machine.TrackDirtyPages:
-		return errors.New("Diff snapshots are not allowed on uVMs with dirty page tracking disabled.")
+		return refused("Diff snapshots are not allowed on uVMs with dirty page tracking disabled.")
 	}
 	raw, err := json.Marshal(stateFile{stateMagic, version, v.cfg})
 	if err != nil {
@@ -49,18 +49,18 @@ func readState(path string) (config, error) {
 		return config{}, err
 	}
 	if len(raw) < 17 {
-		return config{}, errors.New("Failed to restore from snapshot: CRC64 validation failed")
+		return config{}, refused("Failed to restore from snapshot: CRC64 validation failed")
 	}
 	body, sum := raw[:len(raw)-17], string(raw[len(raw)-16:])
 	if fmt.Sprintf("%016x", crc64.Checksum(body, crcTable)) != sum {
-		return config{}, errors.New("Failed to restore from snapshot: CRC64 validation failed")
+		return config{}, refused("Failed to restore from snapshot: CRC64 validation failed")
 	}
 	var s stateFile
 	if err := json.Unmarshal(body, &s); err != nil {
 		return config{}, err
 	}
 	if s.Magic != stateMagic || s.Version != version {
-		return config{}, errors.New("Failed to restore from snapshot: snapshot version is not supported")
+		return config{}, refused("Failed to restore from snapshot: snapshot version is not supported")
 	}
 	return s.Config, nil
 }
@@ -70,7 +70,7 @@ func (v *vm) loadSnapshot(s snapshotLoad) error {
 	case v.state != notStarted:
 		return errAfterStart
 	case v.touched:
-		return errors.New("Loading a microVM snapshot not allowed after configuring boot-specific resources.")
+		return refused("Loading a microVM snapshot not allowed after configuring boot-specific resources.")
 	case s.MemBackend == nil || s.MemFilePath != "":
 		return errors.New("missing field `mem_backend`")
 	}
@@ -100,7 +100,7 @@ func (v *vm) loadSnapshot(s snapshotLoad) error {
 func (c *config) override(s snapshotLoad) error {
 	for _, d := range c.Drives {
 		if err := mustRead(d.PathOnHost); err != nil {
-			return fmt.Errorf("Error restoring drive %s: %w", d.DriveID, err)
+			return refused("Error restoring drive %s: %v", d.DriveID, err)
 		}
 	}
 	for _, o := range s.NetworkOverrides {
@@ -111,7 +111,7 @@ func (c *config) override(s snapshotLoad) error {
 			}
 		}
 		if !found {
-			return fmt.Errorf("Unknown Network Device: %s", o.IfaceID)
+			return refused("Unknown Network Device: %s", o.IfaceID)
 		}
 	}
 	for _, n := range c.Nets {
@@ -121,7 +121,7 @@ func (c *config) override(s snapshotLoad) error {
 	}
 	if s.VsockOverride != nil {
 		if c.Vsock == nil {
-			return errors.New("Unknown Vsock Device")
+			return refused("Unknown Vsock Device")
 		}
 		c.Vsock.UDSPath = s.VsockOverride.UDSPath
 	}

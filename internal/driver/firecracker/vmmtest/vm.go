@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -128,15 +127,14 @@ type vm struct {
 	log    callLog
 	ended  chan int
 
-	mu       sync.Mutex
-	state    string
-	cfg      config
-	touched  bool // something was configured, so no snapshot can be loaded
-	ram      *memory
-	guest    *guest
-	gateMu   sync.Mutex
-	gate     chan struct{} // closed while the vCPUs run
-	sizeSeen bool
+	mu      sync.Mutex
+	state   string
+	cfg     config
+	touched bool // something was configured, so no snapshot can be loaded
+	ram     *memory
+	guest   *guest
+	gateMu  sync.Mutex
+	gate    chan struct{} // closed while the vCPUs run
 }
 
 func newVM(id string, s script) *vm {
@@ -174,7 +172,7 @@ func (v *vm) letVCPUsGo() {
 	}
 }
 
-var errAfterStart = errors.New("The requested operation is not supported after starting the microVM.")
+var errAfterStart = refused("The requested operation is not supported after starting the microVM.")
 
 // boot is InstanceStart.
 func (v *vm) boot() error {
@@ -182,7 +180,7 @@ func (v *vm) boot() error {
 	case v.state != notStarted:
 		return errAfterStart
 	case v.cfg.Boot.KernelImagePath == "":
-		return errors.New("Cannot start microvm without kernel configuration.")
+		return refused("Cannot start microvm without kernel configuration.")
 	}
 	ram, err := newMemory(v.cfg.Machine.MemSizeMiB)
 	if err != nil {
