@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"hearth/internal/api/describe"
 	"hearth/internal/api/repeat"
 	"hearth/internal/gen/rest"
 	"hearth/internal/hearth"
@@ -35,7 +36,7 @@ type server struct {
 	ready     func(context.Context) error
 	domain    string
 	log       *slog.Logger
-	document  *document
+	document  *describe.Document
 	repeats   *repeat.Memory
 }
 
@@ -47,7 +48,7 @@ func New(d Deps) (http.Handler, error) {
 	if d.Sandboxes == nil || d.Templates == nil || d.Tokens == nil || d.Keys == nil || d.Log == nil {
 		return nil, errors.New("api: Sandboxes, Templates, Tokens, Keys and Log are required")
 	}
-	doc, err := parseDocument(spec.OpenAPI())
+	doc, err := describe.Parse(spec.OpenAPI())
 	if err != nil {
 		return nil, fmt.Errorf("api: description: %w", err)
 	}
@@ -92,16 +93,16 @@ func (s *server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recordOf(r.Context())
 		rec.route = chi.RouteContext(r.Context()).RoutePattern()
-		op := s.document.operation(r.Method, rec.route)
+		op := s.document.Operation(r.Method, rec.route)
 		if op == nil {
 			s.fail(w, r, fmt.Errorf("no description of %s %s", r.Method, rec.route))
 			return
 		}
-		rec.operation = op.id
-		ctx, cancel := context.WithTimeout(r.Context(), op.ceiling())
+		rec.operation = op.ID
+		ctx, cancel := context.WithTimeout(r.Context(), op.Ceiling())
 		defer cancel()
 		r = r.WithContext(ctx)
-		if !op.open {
+		if !op.Open {
 			c, err := s.authenticate(r)
 			if err != nil {
 				s.fail(w, r, err)
@@ -110,7 +111,7 @@ func (s *server) guard(next http.Handler) http.Handler {
 			rec.team = c.team.ID
 			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 		}
-		if err := op.check(w, r); err != nil {
+		if err := op.Check(w, r); err != nil {
 			s.fail(w, r, err)
 			return
 		}

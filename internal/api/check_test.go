@@ -13,14 +13,15 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"hearth/internal/api/describe"
 	"hearth/internal/api/strict"
 	"hearth/internal/gen/rest"
 	"hearth/spec"
 )
 
-func testDocument(t testing.TB) *document {
+func testDocument(t testing.TB) *describe.Document {
 	t.Helper()
-	d, err := parseDocument(spec.OpenAPI())
+	d, err := describe.Parse(spec.OpenAPI())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,7 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 	rest.HandlerFromMux(rest.Unimplemented{}, mux)
 	err := chi.Walk(mux, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		routed[method+" "+route] = true
-		if doc.operation(method, route) == nil {
+		if doc.Operation(method, route) == nil {
 			t.Errorf("%s %s has no description", method, route)
 		}
 		return nil
@@ -43,7 +44,7 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name := range doc.operations {
+	for name := range doc.Operations {
 		if !routed[name] {
 			t.Errorf("%s has no route", name)
 		}
@@ -53,11 +54,11 @@ func TestDescriptionAndRoutesAgree(t *testing.T) {
 // Every described operation answers something of its own: never the router's
 // 404 or 405, never a 500.
 func TestEveryOperationHasAHandler(t *testing.T) {
-	for name, op := range testDocument(t).operations {
-		t.Run(op.id, func(t *testing.T) {
+	for name, op := range testDocument(t).Operations {
+		t.Run(op.ID, func(t *testing.T) {
 			f := newFixture(t)
 			id := f.create(`{"templateID":"base"}`)
-			if op.id == "resumeSandbox" {
+			if op.ID == "resumeSandbox" {
 				want(t, f.do("POST", "/sandboxes/"+id+"/pause", ""), 204)
 			}
 			method, path, _ := strings.Cut(name, " ")
@@ -87,16 +88,16 @@ func fill(path string, values map[string]string) string {
 }
 
 // validBody is the least body that the operation takes.
-func validBody(op *operation) string {
-	if op.body == nil {
+func validBody(op *describe.Operation) string {
+	if op.Body == nil {
 		return ""
 	}
-	return object(op.body.Required, op.body, "", "")
+	return object(op.Body.Required, op.Body, "", "")
 }
 
 // object writes an object with the least valid value for each of names, and raw
 // for the field with the given name.
-func object(names []string, s *schema, field, raw string) string {
+func object(names []string, s *describe.Schema, field, raw string) string {
 	parts := []string{}
 	for _, n := range names {
 		if n != field {
@@ -109,7 +110,7 @@ func object(names []string, s *schema, field, raw string) string {
 	return "{" + strings.Join(parts, ",") + "}"
 }
 
-func least(s *schema) string {
+func least(s *describe.Schema) string {
 	switch s.Type {
 	case "string":
 		return `"base"`
@@ -127,13 +128,13 @@ func least(s *schema) string {
 type bad struct{ raw, says string }
 
 // badValues derives from a schema what it must not let in.
-func badValues(s *schema) []bad {
+func badValues(s *describe.Schema) []bad {
 	var out []bad
 	for _, other := range []struct{ raw, noun string }{
 		{`"x"`, "string"}, {`7`, "integer"}, {`true`, "boolean"}, {`[1]`, "array"}, {`{"a":1}`, "object"},
 	} {
 		if other.noun != s.Type {
-			out = append(out, bad{other.raw, "must be " + s.noun()})
+			out = append(out, bad{other.raw, "must be " + s.Noun()})
 		}
 	}
 	switch s.Type {
@@ -166,15 +167,15 @@ func badValues(s *schema) []bad {
 	return out
 }
 
-func badObjects(s *schema) []bad {
+func badObjects(s *describe.Schema) []bad {
 	var out []bad
-	if s.Additional != nil && s.Additional.values != nil {
-		for _, b := range badValues(s.Additional.values) {
+	if s.Additional != nil && s.Additional.Values != nil {
+		for _, b := range badValues(s.Additional.Values) {
 			out = append(out, bad{`{"k":` + b.raw + `}`, b.says})
 		}
 		out = append(out, bad{`{"a":"1","a":"2"}`, "appears twice"}, bad{`{"":"x"}`, "empty key"}, bad{`{"a\u0000":"x"}`, "NUL"})
 	}
-	if s.Additional != nil && s.KeyMaxLength != nil && s.Additional.values != nil {
+	if s.Additional != nil && s.KeyMaxLength != nil && s.Additional.Values != nil {
 		out = append(out, bad{`{"` + strings.Repeat("k", *s.KeyMaxLength+1) + `":"x"}`, fmt.Sprintf("may have %d", *s.KeyMaxLength)})
 	}
 	if s.MaxEntries != nil {
@@ -200,24 +201,24 @@ func badObjects(s *schema) []bad {
 // is and what the limit is, and changes nothing.
 func TestBadBodies(t *testing.T) {
 	total := 0
-	for name, op := range testDocument(t).operations {
-		if op.body == nil {
+	for name, op := range testDocument(t).Operations {
+		if op.Body == nil {
 			continue
 		}
 		method, path, _ := strings.Cut(name, " ")
-		t.Run(op.id, func(t *testing.T) {
+		t.Run(op.ID, func(t *testing.T) {
 			f := newFixture(t)
 			f.create(`{"templateID":"base"}`)
-			cases := badValues(op.body)
-			for field, p := range op.body.Properties {
+			cases := badValues(op.Body)
+			for field, p := range op.Body.Properties {
 				for _, b := range badValues(p) {
-					cases = append(cases, bad{object(op.body.Required, op.body, field, b.raw), field})
+					cases = append(cases, bad{object(op.Body.Required, op.Body, field, b.raw), field})
 				}
 			}
 			for _, raw := range []string{"{", "[", `{"a"`, `{"a":}`, `{} {}`, "nul", "{\"a\":\"\xff\"}", strings.Repeat("[", 10_000), `{"x":` + strings.Repeat(`{"x":`, 200) + "1" + strings.Repeat("}", 201)} {
 				cases = append(cases, bad{raw, ""})
 			}
-			if op.must {
+			if op.Must {
 				cases = append(cases, bad{"", "needs a JSON body"}, bad{"null", ""})
 			}
 			for _, b := range cases {
@@ -249,35 +250,35 @@ func TestBadParameters(t *testing.T) {
 		}
 		total++
 	}
-	for name, op := range testDocument(t).operations {
-		for _, p := range op.params {
+	for name, op := range testDocument(t).Operations {
+		for _, p := range op.Params {
 			for _, text := range badTexts(p) {
 				switch p.In {
 				case "path":
-					try(op.id, fill(strings.ReplaceAll(name, "{"+p.Name+"}", url.PathEscape(text)), nil), nil, validBody(op))
+					try(op.ID, fill(strings.ReplaceAll(name, "{"+p.Name+"}", url.PathEscape(text)), nil), nil, validBody(op))
 				case "query":
 					if !p.Required && p.Schema.Type == "string" && text == "" {
 						continue // as good as absent
 					}
 					target, _, _ := strings.Cut(fill(name, nil), "?")
-					try(op.id, target+"?"+p.Name+"="+url.QueryEscape(text), nil, validBody(op))
+					try(op.ID, target+"?"+p.Name+"="+url.QueryEscape(text), nil, validBody(op))
 				case "header":
 					if text != "" {
-						try(op.id, fill(name, nil), []string{p.Name, text}, validBody(op))
+						try(op.ID, fill(name, nil), []string{p.Name, text}, validBody(op))
 					}
 				}
 			}
 			if p.In == "query" {
 				target, _, _ := strings.Cut(fill(name, nil), "?")
-				try(op.id, target+"?"+p.Name+"=1&"+p.Name+"=2", nil, validBody(op))
-				try(op.id, target+"?"+p.Name+"=%zz", nil, validBody(op))
+				try(op.ID, target+"?"+p.Name+"=1&"+p.Name+"=2", nil, validBody(op))
+				try(op.ID, target+"?"+p.Name+"=%zz", nil, validBody(op))
 			}
 		}
 	}
 	t.Logf("%d bad parameters", total)
 }
 
-func badTexts(p *parameter) []string {
+func badTexts(p *describe.Parameter) []string {
 	out := []string{"\x00", "a\x00b", "\xff\xfe", strings.Repeat("x", 70_000)}
 	switch {
 	case p.In == "path" && p.Name == "sandboxID":
@@ -328,7 +329,7 @@ func TestStrictJSON(t *testing.T) {
 
 func TestBodyLimit(t *testing.T) {
 	f := newFixture(t)
-	body := `{"templateID":"base","x":"` + strings.Repeat("x", maxBody) + `"}`
+	body := `{"templateID":"base","x":"` + strings.Repeat("x", describe.MaxBody) + `"}`
 	want(t, f.do("POST", "/v2/sandboxes", body), 400, "The body must be at most 16777216 bytes")
 }
 
@@ -352,7 +353,7 @@ func TestChunkedBody(t *testing.T) {
 
 func FuzzRequestBody(f *testing.F) {
 	doc := testDocument(f)
-	op := doc.operation("POST", "/v2/sandboxes")
+	op := doc.Operation("POST", "/v2/sandboxes")
 	for _, s := range []string{`{"templateID":"base"}`, `{"templateID":"a","network":{"allowOut":["x"]}}`, `[]`, `{"a":{"b":[{}]}}`, "\xff", `{"timeout":-0}`} {
 		f.Add([]byte(s))
 	}
@@ -360,7 +361,7 @@ func FuzzRequestBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		v, err := strict.Parse(body)
 		if err == nil {
-			_, err = op.body.check("body", v)
+			_, err = op.Body.Check("body", v)
 		}
 		fx.t = t
 		w := fx.do("POST", "/v2/sandboxes", string(body))

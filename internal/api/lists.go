@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"hearth/internal/api/describe"
 	"hearth/internal/api/strict"
 	"hearth/internal/gen/rest"
 	"hearth/internal/hearth"
@@ -111,13 +112,13 @@ func parseMetadataFilter(text string) (map[string]string, error) {
 			return nil, hearth.Wrap(hearth.InvalidArgument, err, "metadata has a key that is not percent-encoded")
 		}
 		if _, twice := filter[key]; twice || len(vs) > 1 {
-			return nil, wrong(strict.Join("metadata", key), "may appear only once")
+			return nil, describe.Wrong(strict.Join("metadata", key), "may appear only once")
 		}
 		if filter[key], err = url.PathUnescape(vs[0]); err != nil {
 			return nil, hearth.Wrap(hearth.InvalidArgument, err, "metadata has a value that is not percent-encoded")
 		}
 		if !clean(key) || !clean(filter[key]) {
-			return nil, wrong(strict.Join("metadata", key), "must be UTF-8 without NUL characters")
+			return nil, describe.Wrong(strict.Join("metadata", key), "must be UTF-8 without NUL characters")
 		}
 	}
 	return filter, nil

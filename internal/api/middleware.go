@@ -14,12 +14,6 @@ import (
 	"hearth/internal/trace"
 )
 
-// What bounds every request, body included; streams are bounded part by part, too.
-const (
-	ceiling       = 70 * time.Second
-	streamCeiling = time.Hour
-)
-
 // record is what the access log says of one request. It is also the response
 // writer, to know what was answered.
 type record struct {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"hearth/client"
+	"hearth/internal/api/describe"
 	"hearth/internal/hearth"
 )
 
@@ -102,12 +103,12 @@ func TestParcelLimits(t *testing.T) {
 		f.handler.ServeHTTP(w, req)
 		return w
 	}
-	want(t, send(io.LimitReader(zeros{}, maxBody+1), maxBody+1), 201)
-	if p.took != maxBody+1 {
+	want(t, send(io.LimitReader(zeros{}, describe.MaxBody+1), describe.MaxBody+1), 201)
+	if p.took != describe.MaxBody+1 {
 		t.Errorf("took %d bytes", p.took)
 	}
 	p.took = 0
-	want(t, send(zeros{}, maxStream+1), 400, "at most 68719476736 bytes")
+	want(t, send(zeros{}, describe.MaxStream+1), 400, "at most 68719476736 bytes")
 	if p.took != 0 {
 		t.Errorf("read %d bytes of what is too long", p.took)
 	}

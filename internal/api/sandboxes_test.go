@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hearth/internal/api/describe"
 	"hearth/internal/control"
 	"hearth/internal/hearth"
 )
@@ -280,8 +281,8 @@ func TestRequestCeiling(t *testing.T) {
 		start := time.Now()
 		w := f.do("POST", "/v2/sandboxes", `{"templateID":"base"}`)
 		want(t, w, 504, "took too long")
-		if took := time.Since(start); took != ceiling {
-			t.Errorf("took %v, want %v", took, ceiling)
+		if took := time.Since(start); took != describe.Ceiling {
+			t.Errorf("took %v, want %v", took, describe.Ceiling)
 		}
 		if w.Header().Get("Should-Retry") != "false" {
 			t.Error("a client would repeat it")

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"hearth/internal/control/archive"
+	"hearth/internal/control/catalog"
 	"hearth/internal/control/due"
 	"hearth/internal/control/lanes"
 	"hearth/internal/control/retry"
@@ -125,6 +126,7 @@ type Controller struct {
 	due     *due.Queue
 	unclear lanes.Set // sandboxes whose last step has an unknown end
 	archive *archive.Archive
+	catalog *catalog.Catalog
 	gates   gates
 	samples *usage.Samples
 
@@ -141,6 +143,7 @@ func New(d Deps) *Controller {
 		limits: d.Limits.withDefaults(), unused: d.Unused, table: routes.New(), due: due.New(), samples: usage.New(), gates: newGates(), life: life, end: end,
 	}
 	c.lanes = lanes.New(life, &c.work)
+	c.catalog = catalog.New(catalog.Deps{Store: d.Store, Log: d.Log})
 	c.archive = archive.New(archive.Deps{
 		Store: d.Store, Shelf: d.Shelf, Log: d.Log,
 		Detached: func(ctx context.Context) (context.Context, context.CancelFunc) {

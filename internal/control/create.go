@@ -31,7 +31,7 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 		return c.createFrom(ctx, req, ref)
 	}
 	end := trace.Begin(ctx, "control.template")
-	t, b, err := c.resolve(ctx, req.Team, ref)
+	t, b, err := c.catalog.Resolve(ctx, req.Team, ref)
 	end()
 	if missing(err) {
 		if sb, serr := c.createFrom(ctx, req, ref); !missing(serr) {
@@ -80,7 +80,7 @@ func (c *Controller) insert(ctx context.Context, sb *hearth.Sandbox, b *hearth.B
 	if sb.Node, sb.Driver, err = c.place(sb, slices.Collect(maps.Values(b.Warm))); err != nil {
 		return nil, err
 	}
-	if warm, err = c.warm(ctx, b, sb.Driver); err != nil {
+	if warm, err = c.catalog.Warm(ctx, b, sb.Driver); err != nil {
 		return nil, err
 	}
 	return warm, c.enter(ctx, sb)
@@ -256,49 +256,4 @@ func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.Sta
 			return m, err
 		}
 	}
-}
-
-// resolve finds what a template reference names and what can be started of it.
-func (c *Controller) resolve(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*hearth.Template, *hearth.Build, error) {
-	t, b, err := c.store.ResolveTemplate(ctx, team, ref.Name)
-	if missing(err) {
-		return nil, nil, hearth.Errorf(hearth.NotFound, "template '%s' not found", ref.Name)
-	}
-	if err != nil && hearth.KindOf(err) == hearth.FailedPrecondition && t != nil {
-		return nil, nil, c.unbuilt(ctx, t, ref)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if ref.Tag != "" {
-		return nil, nil, hearth.Errorf(hearth.NotFound, "tag '%s' does not exist for template '%s'", ref.Tag, ref.Name)
-	}
-	return t, b, nil
-}
-
-// unbuilt says why a template without a ready build has none.
-func (c *Controller) unbuilt(ctx context.Context, t *hearth.Template, ref wish.Ref) error {
-	list, err := c.store.ListBuilds(ctx, t.ID)
-	if err != nil {
-		return err
-	}
-	if len(list) > 0 && list[0].Status == hearth.BuildError {
-		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.Name, list[0].Reason)
-	}
-	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.Name)
-}
-
-// warm is the snapshot that a build's sandboxes start from on a driver, nil if
-// there is none: then they boot and run the build's commands.
-func (c *Controller) warm(ctx context.Context, b *hearth.Build, driver string) (*hearth.Snapshot, error) {
-	id := b.Warm[driver]
-	if id == "" {
-		return nil, nil
-	}
-	s, err := c.store.Snapshot(ctx, id)
-	if missing(err) {
-		c.log.Warn("a build's warm snapshot is missing, booting instead", "build", b.ID, "snapshot", id)
-		return nil, nil
-	}
-	return s, err
 }

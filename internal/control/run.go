@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"hearth/internal/control/follow"
 	"hearth/internal/control/lanes"
-	"hearth/internal/control/retry"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 )
@@ -202,66 +202,11 @@ func (c *Controller) tidy(ctx context.Context) {
 
 // follow listens to every node there is, and to those that join.
 func (c *Controller) follow(ctx context.Context) {
-	var listeners sync.WaitGroup
-	defer listeners.Wait()
-	known := map[hearth.NodeID]bool{}
-	tick := time.NewTicker(c.limits.Settle)
-	defer tick.Stop()
-	for {
-		for _, s := range c.nodes.Statuses() {
-			if !known[s.ID] {
-				known[s.ID] = true
-				listeners.Go(func() { c.listen(ctx, s.ID) })
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	f := follow.Follower{
+		Every: c.limits.Settle, Nodes: c.nodes, Lost: c.recount, Log: c.log,
+		Stopped: func(at hearth.NodeID, ev node.Event) { c.work.Go(func() { c.died(ctx, at, ev) }) },
 	}
-}
-
-// listen follows one node's events. When some may have been missed it compares
-// rows and machines.
-func (c *Controller) listen(ctx context.Context, id hearth.NodeID) {
-	lost := false
-	for n := 5; ctx.Err() == nil; n++ {
-		svc, err := c.nodes.Node(id)
-		if err == nil {
-			if lost {
-				c.recount(ctx, id)
-			}
-			if c.hear(ctx, id, svc) {
-				n = 5
-			}
-			lost = true
-		}
-		if !retry.Wait(ctx, n) {
-			return
-		}
-	}
-}
-
-// hear acts on a node's events until they end. It reports whether any came.
-func (c *Controller) hear(ctx context.Context, id hearth.NodeID, svc node.Service) (any bool) {
-	for ev, err := range svc.Events(ctx) {
-		switch {
-		case err == nil:
-			any = true
-			if ev.State == hearth.Stopped {
-				c.work.Go(func() { c.died(ctx, id, ev) })
-			}
-		case ctx.Err() != nil:
-			return any
-		case hearth.KindOf(err) == hearth.Aborted: // some were lost, more follow
-			c.recount(ctx, id)
-		default:
-			c.log.Warn("events of a node ended", "node", id, "err", err)
-			return any
-		}
-	}
-	return any
+	f.Run(ctx)
 }
 
 // recount compares rows and machines after a node's events were lost.

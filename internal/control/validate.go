@@ -12,20 +12,7 @@ func (c *Controller) check(req *CreateRequest) error {
 	if err := c.checkTimeout(req.Timeout); err != nil {
 		return err
 	}
-	switch req.OnTimeout {
-	case "":
-		req.OnTimeout = hearth.KillOnTimeout
-	case hearth.KillOnTimeout, hearth.PauseOnTimeout:
-	default:
-		return hearth.Errorf(hearth.InvalidArgument, "the action on timeout must be kill or pause")
-	}
-	if err := wish.CheckMetadata(req.Metadata); err != nil {
-		return err
-	}
-	if err := wish.CheckEnv(req.Env); err != nil {
-		return err
-	}
-	return wish.CheckNetwork(req.Network)
+	return wish.CheckCreate(req)
 }
 
 // checkTimeout holds a timeout that starts a life against the limits.

@@ -21,3 +21,22 @@ type Create struct {
 	Network    hearth.Network
 	Lifecycle  hearth.Lifecycle
 }
+
+// CheckCreate refuses what cannot be asked for, but for the timeout, and fills in
+// defaults.
+func CheckCreate(req *Create) error {
+	switch req.OnTimeout {
+	case "":
+		req.OnTimeout = hearth.KillOnTimeout
+	case hearth.KillOnTimeout, hearth.PauseOnTimeout:
+	default:
+		return hearth.Errorf(hearth.InvalidArgument, "the action on timeout must be kill or pause")
+	}
+	if err := CheckMetadata(req.Metadata); err != nil {
+		return err
+	}
+	if err := CheckEnv(req.Env); err != nil {
+		return err
+	}
+	return CheckNetwork(req.Network)
+}

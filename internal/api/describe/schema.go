@@ -1,4 +1,4 @@
-package api
+package describe
 
 import (
 	"encoding/json"
@@ -14,8 +14,8 @@ import (
 	"hearth/internal/hearth"
 )
 
-// schema is the part of an OpenAPI schema that requests are checked against.
-type schema struct {
+// Schema is the part of an OpenAPI schema that requests are checked against.
+type Schema struct {
 	Ref          string             `yaml:"$ref"`
 	Type         string             `yaml:"type"`
 	Format       string             `yaml:"format"`
@@ -26,12 +26,12 @@ type schema struct {
 	MinLength    int                `yaml:"minLength"`
 	MaxLength    *int               `yaml:"maxLength"`
 	Pattern      string             `yaml:"pattern"`
-	Items        *schema            `yaml:"items"`
+	Items        *Schema            `yaml:"items"`
 	MinItems     int                `yaml:"minItems"`
 	MaxItems     *int               `yaml:"maxItems"`
 	Required     []string           `yaml:"required"`
-	Properties   map[string]*schema `yaml:"properties"`
-	Additional   *additional        `yaml:"additionalProperties"`
+	Properties   map[string]*Schema `yaml:"properties"`
+	Additional   *Additional        `yaml:"additionalProperties"`
 	MaxEntries   *int               `yaml:"maxProperties"`
 	KeyMaxLength *int               `yaml:"x-key-max-length"`
 	KeyPattern   string             `yaml:"x-key-pattern"`
@@ -40,21 +40,21 @@ type schema struct {
 	pattern, keyPattern *regexp.Regexp
 }
 
-// additional is what a map's values have to be; a nil schema lets everything in.
-type additional struct{ values *schema }
+// Additional is what a map's values have to be; a nil schema lets everything in.
+type Additional struct{ Values *Schema }
 
 // UnmarshalYAML reads "true" or a schema.
-func (a *additional) UnmarshalYAML(unmarshal func(any) error) error {
+func (a *Additional) UnmarshalYAML(unmarshal func(any) error) error {
 	var free any
 	if err := unmarshal(&free); err != nil || free == true {
 		return err
 	}
-	a.values = &schema{}
-	return unmarshal(a.values)
+	a.Values = &Schema{}
+	return unmarshal(a.Values)
 }
 
 // compile replaces references and prepares patterns, in place.
-func (s *schema) compile(all map[string]*schema) (*schema, error) {
+func (s *Schema) compile(all map[string]*Schema) (*Schema, error) {
 	if s == nil {
 		return nil, nil
 	}
@@ -71,7 +71,7 @@ func (s *schema) compile(all map[string]*schema) (*schema, error) {
 		return nil, err
 	}
 	if s.Additional != nil {
-		if s.Additional.values, err = s.Additional.values.compile(all); err != nil {
+		if s.Additional.Values, err = s.Additional.Values.compile(all); err != nil {
 			return nil, err
 		}
 	}
@@ -87,14 +87,14 @@ func (s *schema) compile(all map[string]*schema) (*schema, error) {
 	return s, err
 }
 
-// check returns v without what the schema does not name, or an error that says
+// Check returns v without what the schema does not name, or an error that says
 // which part of v is wrong and what the limit is.
-func (s *schema) check(path string, v any) (any, error) {
+func (s *Schema) Check(path string, v any) (any, error) {
 	if v == nil {
 		if s.Nullable {
 			return nil, nil
 		}
-		return nil, wrong(path, "must be %s, not null", s.noun())
+		return nil, Wrong(path, "must be %s, not null", s.Noun())
 	}
 	switch s.Type {
 	case "object":
@@ -113,7 +113,7 @@ func (s *schema) check(path string, v any) (any, error) {
 	return v, nil
 }
 
-func (s *schema) checkObject(path string, v any) (any, error) {
+func (s *Schema) checkObject(path string, v any) (any, error) {
 	object, ok := v.(map[string]any)
 	if !ok {
 		return nil, s.mistyped(path, v)
@@ -123,7 +123,7 @@ func (s *schema) checkObject(path string, v any) (any, error) {
 	}
 	for _, name := range s.Required {
 		if object[name] == nil {
-			return nil, wrong(strict.Join(path, name), "is required")
+			return nil, Wrong(strict.Join(path, name), "is required")
 		}
 	}
 	known := make(map[string]any, len(object))
@@ -133,32 +133,32 @@ func (s *schema) checkObject(path string, v any) (any, error) {
 			continue
 		}
 		var err error
-		if known[name], err = p.check(strict.Join(path, name), object[name]); err != nil {
+		if known[name], err = p.Check(strict.Join(path, name), object[name]); err != nil {
 			return nil, err
 		}
 	}
 	return known, nil
 }
 
-func (s *schema) checkMap(path string, object map[string]any) (any, error) {
+func (s *Schema) checkMap(path string, object map[string]any) (any, error) {
 	if s.MaxEntries != nil && len(object) > *s.MaxEntries {
-		return nil, wrong(path, "must have at most %d entries, has %d", *s.MaxEntries, len(object))
+		return nil, Wrong(path, "must have at most %d entries, has %d", *s.MaxEntries, len(object))
 	}
 	bytes := 0
 	for _, key := range sortedKeys(object) {
 		at := strict.Join(path, key)
 		switch {
 		case key == "":
-			return nil, wrong(path, "must not have an empty key")
+			return nil, Wrong(path, "must not have an empty key")
 		case strings.ContainsRune(key, 0):
-			return nil, wrong(at, "has a NUL character in its key")
+			return nil, Wrong(at, "has a NUL character in its key")
 		case s.KeyMaxLength != nil && len(key) > *s.KeyMaxLength:
-			return nil, wrong(at, "has a key of %d bytes, may have %d", len(key), *s.KeyMaxLength)
+			return nil, Wrong(at, "has a key of %d bytes, may have %d", len(key), *s.KeyMaxLength)
 		case !s.keyPattern.MatchString(key):
-			return nil, wrong(at, "has a key that does not match %s", s.KeyPattern)
+			return nil, Wrong(at, "has a key that does not match %s", s.KeyPattern)
 		}
-		if s.Additional.values != nil {
-			if _, err := s.Additional.values.check(at, object[key]); err != nil {
+		if s.Additional.Values != nil {
+			if _, err := s.Additional.Values.Check(at, object[key]); err != nil {
 				return nil, err
 			}
 		}
@@ -166,33 +166,33 @@ func (s *schema) checkMap(path string, object map[string]any) (any, error) {
 		bytes += len(key) + len(text)
 	}
 	if s.MaxBytes != nil && bytes > *s.MaxBytes {
-		return nil, wrong(path, "must be at most %d bytes in all, is %d", *s.MaxBytes, bytes)
+		return nil, Wrong(path, "must be at most %d bytes in all, is %d", *s.MaxBytes, bytes)
 	}
 	return object, nil
 }
 
-func (s *schema) checkArray(path string, v any) (any, error) {
+func (s *Schema) checkArray(path string, v any) (any, error) {
 	list, ok := v.([]any)
 	if !ok {
 		return nil, s.mistyped(path, v)
 	}
 	if len(list) < s.MinItems {
-		return nil, wrong(path, "must have at least %d entries, has %d", s.MinItems, len(list))
+		return nil, Wrong(path, "must have at least %d entries, has %d", s.MinItems, len(list))
 	}
 	if s.MaxItems != nil && len(list) > *s.MaxItems {
-		return nil, wrong(path, "must have at most %d entries, has %d", *s.MaxItems, len(list))
+		return nil, Wrong(path, "must have at most %d entries, has %d", *s.MaxItems, len(list))
 	}
 	checked := make([]any, len(list))
 	for i, item := range list {
 		var err error
-		if checked[i], err = s.Items.check(path+"["+strconv.Itoa(i)+"]", item); err != nil {
+		if checked[i], err = s.Items.Check(path+"["+strconv.Itoa(i)+"]", item); err != nil {
 			return nil, err
 		}
 	}
 	return checked, nil
 }
 
-func (s *schema) checkString(path string, v any) (any, error) {
+func (s *Schema) checkString(path string, v any) (any, error) {
 	text, ok := v.(string)
 	if !ok {
 		return nil, s.mistyped(path, v)
@@ -200,29 +200,29 @@ func (s *schema) checkString(path string, v any) (any, error) {
 	chars := utf8.RuneCountInString(text)
 	switch {
 	case !utf8.ValidString(text):
-		return nil, wrong(path, "is not valid UTF-8")
+		return nil, Wrong(path, "is not valid UTF-8")
 	case strings.ContainsRune(text, 0):
-		return nil, wrong(path, "has a NUL character")
+		return nil, Wrong(path, "has a NUL character")
 	case chars < s.MinLength && s.MinLength == 1:
-		return nil, wrong(path, "must not be empty")
+		return nil, Wrong(path, "must not be empty")
 	case chars < s.MinLength:
-		return nil, wrong(path, "must be at least %d characters, is %d", s.MinLength, chars)
+		return nil, Wrong(path, "must be at least %d characters, is %d", s.MinLength, chars)
 	case s.MaxLength != nil && chars > *s.MaxLength:
-		return nil, wrong(path, "must be at most %d characters, is %d", *s.MaxLength, chars)
+		return nil, Wrong(path, "must be at most %d characters, is %d", *s.MaxLength, chars)
 	case len(s.Enum) > 0 && !slices.Contains(s.Enum, text):
-		return nil, wrong(path, "must be one of %s", strings.Join(s.Enum, ", "))
+		return nil, Wrong(path, "must be one of %s", strings.Join(s.Enum, ", "))
 	case !s.pattern.MatchString(text):
-		return nil, wrong(path, "must match %s", s.Pattern)
+		return nil, Wrong(path, "must match %s", s.Pattern)
 	}
 	if s.Format == "date-time" {
 		if _, err := time.Parse(time.RFC3339, text); err != nil {
-			return nil, wrong(path, "must be a time like 2026-01-02T15:04:05Z")
+			return nil, Wrong(path, "must be a time like 2026-01-02T15:04:05Z")
 		}
 	}
 	return text, nil
 }
 
-func (s *schema) checkInteger(path string, v any) (any, error) {
+func (s *Schema) checkInteger(path string, v any) (any, error) {
 	number, ok := v.(json.Number)
 	if !ok {
 		return nil, s.mistyped(path, v)
@@ -230,19 +230,19 @@ func (s *schema) checkInteger(path string, v any) (any, error) {
 	n, err := strconv.ParseInt(number.String(), 10, 64)
 	switch {
 	case err != nil && strings.Trim(number.String(), "-0123456789") != "":
-		return nil, wrong(path, "must be an integer")
+		return nil, Wrong(path, "must be an integer")
 	case s.Minimum != nil && (n < *s.Minimum):
-		return nil, wrong(path, "must be at least %d", *s.Minimum)
+		return nil, Wrong(path, "must be at least %d", *s.Minimum)
 	case s.Maximum != nil && (n > *s.Maximum):
-		return nil, wrong(path, "must be at most %d", *s.Maximum)
+		return nil, Wrong(path, "must be at most %d", *s.Maximum)
 	case err != nil:
-		return nil, wrong(path, "must be a 64-bit integer")
+		return nil, Wrong(path, "must be a 64-bit integer")
 	}
 	return number, nil
 }
 
-// noun names the schema's type for a message.
-func (s *schema) noun() string {
+// Noun names the schema's type for a message.
+func (s *Schema) Noun() string {
 	switch s.Type {
 	case "object", "array", "integer":
 		return "an " + s.Type
@@ -250,8 +250,8 @@ func (s *schema) noun() string {
 	return "a " + s.Type
 }
 
-func (s *schema) mistyped(path string, v any) error {
-	return wrong(path, "must be %s, not %s", s.noun(), nounOf(v))
+func (s *Schema) mistyped(path string, v any) error {
+	return Wrong(path, "must be %s, not %s", s.Noun(), nounOf(v))
 }
 
 func nounOf(v any) string {
@@ -270,8 +270,8 @@ func nounOf(v any) string {
 	return "null"
 }
 
-// wrong is an InvalidArgument about one field.
-func wrong(path, format string, args ...any) error {
+// Wrong is an InvalidArgument about one field.
+func Wrong(path, format string, args ...any) error {
 	return hearth.Errorf(hearth.InvalidArgument, "%s %s", path, fmt.Sprintf(format, args...))
 }
 
