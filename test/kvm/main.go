@@ -56,7 +56,7 @@ func suites() []suite {
 // place, snapshot, clone, take up again, end. A machine inside an emulated one
 // takes its time; the whole suite runs outside, under emulation, and here with -full.
 const qemuCases = "TestConformance/^(heat|BootAndDial|FreezeStopsThawContinues|RestoreKeepsMemoryAndFiles|" +
-	"TwoRestoresAreIsolated|AttachAfterCrash|KillIsSeenWithinASecond|DoomedStartLeavesNothing)$"
+	"TwoRestoresAreIsolated|ClonesDrawTheirOwnRandomness|AttachAfterCrash|KillIsSeenWithinASecond|DoomedStartLeavesNothing)$"
 
 type options struct {
 	timeout time.Duration

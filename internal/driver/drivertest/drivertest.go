@@ -4,7 +4,9 @@
 package drivertest
 
 import (
+	"cmp"
 	"maps"
+	"net"
 	"testing"
 	"time"
 
@@ -29,6 +31,15 @@ type Env struct {
 	// Patience is how long one answer of a guest may take, where guests are
 	// emulated and slow; 0 means 20 s.
 	Patience time.Duration
+	// Outside listens where a machine of the spec reaches it, once it runs; nil
+	// where machines have no network.
+	Outside func(t *testing.T, spec driver.Spec) net.Listener
+	// EndsQuietly says that a restored guest is told of the end of a connection of
+	// before, but not that it was reset.
+	EndsQuietly bool
+	// Generations is how often the cases that look for lost writes restore a
+	// machine, and Boots how often they boot one from its files; 0 means 10.
+	Generations, Boots int
 	// Count counts what machines hold on the host: processes, cgroups, mounts,
 	// descriptors. Every case must leave it as it was.
 	Count func(t *testing.T) map[string]int
@@ -56,16 +67,21 @@ func cases() []testCase {
 		{name: "FailedCheckpointKeepsThawable", memory: true, run: failedCheckpoint},
 		{name: "RestoreKeepsMemoryAndFiles", memory: true, run: restoreKeeps},
 		{name: "TwoRestoresAreIsolated", memory: true, run: twoRestores},
-		{name: "ThirdGeneration", memory: true, run: thirdGeneration},
+		{name: "NothingIsLostOverTenRestores", memory: true, run: lostWrites},
+		{name: "ClonesDrawTheirOwnRandomness", memory: true, kernel: true, run: clonesDraw},
 		{name: "ClockAfterRestore", memory: true, kernel: true, run: clockAfterRestore},
+		{name: "CertificateOfThisSecondIsTrusted", memory: true, kernel: true, run: justIssued},
+		{name: "StaleConnectionsEnd", memory: true, kernel: true, run: staleConnections},
+		{name: "IdentityIsTheMachinesOwn", memory: true, kernel: true, run: identity},
 		{name: "WrongKeyIsRefused", memory: true, run: wrongKey},
+		{name: "DamagedCheckpointStartsNothing", memory: true, run: damaged},
 		{name: "AttachAfterCrash", run: attachAfterCrash},
 		{name: "AttachFrozenAfterCrash", run: attachFrozen},
 		{name: "AttachUnknownIsNotFound", run: attachUnknown},
 		{name: "SweepIsIdempotent", run: sweepIdempotent},
 		{name: "SweepKillsTheLiving", run: sweepKills},
 		{name: "CloseIsIdempotentAndConcurrent", run: closeConcurrent},
-		{name: "FilesAlone", files: true, run: filesOnly},
+		{name: "NoFileIsLostOverTenBoots", files: true, run: lostFiles},
 		{name: "KillIsSeenWithinASecond", run: killSeen},
 		{name: "GuestExitIsReported", run: guestExit},
 		{name: "DoomedStartLeavesNothing", run: doomedStart},
@@ -83,9 +99,8 @@ func cases() []testCase {
 // Run runs the suite. Cases for which the driver lacks a capability are skipped
 // by name, so that a skip is visible.
 func Run(t *testing.T, env Env) {
-	if env.Patience == 0 {
-		env.Patience = patience
-	}
+	env.Patience = cmp.Or(env.Patience, patience)
+	env.Generations, env.Boots = cmp.Or(env.Generations, 10), cmp.Or(env.Boots, 10)
 	caps, err := env.Driver(t).Probe(t.Context())
 	if err != nil {
 		t.Skipf("the driver cannot run here: %v", err)

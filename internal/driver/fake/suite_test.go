@@ -1,8 +1,6 @@
 package fake_test
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -20,11 +18,6 @@ import (
 func testguest(g *fake.Guest) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/ticks", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, 0) })
-	mux.HandleFunc("/random", func(w http.ResponseWriter, _ *http.Request) {
-		b := make([]byte, 32)
-		rand.Read(b)
-		fmt.Fprint(w, hex.EncodeToString(b))
-	})
 	cell := func(field string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPost {

@@ -124,6 +124,9 @@ func tapSlot(t *testing.T, number int) driver.Attachment {
 	defer inside.Close()
 	tap, err := inside.LinkByName("tap0")
 	must(t, err)
+	address, err := netlink.ParseAddr("10.214.0.1/30")
+	must(t, err)
+	must(t, inside.AddrAdd(tap, address))
 	must(t, inside.LinkSetUp(tap)) // what both ends say about themselves is their first traffic
 	return driver.Attachment{
 		NetNS: "/run/netns/" + name, Device: "eth0", Tap: "tap0",
@@ -146,6 +149,7 @@ func TestConformanceOfFirecracker(t *testing.T) {
 		Doomed: func(t *testing.T) (driver.Driver, driver.Spec) {
 			return l.driver(t, []string{"/.guest/no-such-program"}), l.spec(t)
 		},
-		Count: l.count,
+		Outside: microvmtest.Outside,
+		Count:   l.count,
 	})
 }

@@ -60,6 +60,9 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 			if r.guest, err = d.checkMatch(man, spec); err != nil {
 				return nil, err
 			}
+			if err := microvm.CheckDisk(filepath.Join(c.Dir, checkpointDisk), spec.Resources.DiskMiB); err != nil {
+				return nil, err
+			}
 			r.id = man.ID
 		} else if man.ID != above.Base {
 			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over another one than it is given with")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -190,7 +191,13 @@ func TestConformance(t *testing.T) {
 			must(t, err)
 			return d, specOf(t)
 		},
-		Count: l.count,
+		Outside: func(t *testing.T, spec driver.Spec) net.Listener {
+			outside, err := net.Listen("tcp", netip.AddrPortFrom(spec.Net.Gateway, 0).String())
+			must(t, err)
+			return outside
+		},
+		EndsQuietly: !caps(t, l.driver(t)).SharedMemory, // gVisor as it is published
+		Count:       l.count,
 	})
 }
 

@@ -63,6 +63,19 @@ func MakeDisk(ctx context.Context, d DiskSpec) error {
 	return nil
 }
 
+// CheckDisk refuses a disk that MakeDisk cannot have made for the size: a guest
+// would start, and lose what lay beyond its end.
+func CheckDisk(path string, sizeMiB int) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return hearth.Wrap(hearth.Internal, err, "checkpoint is damaged: its disk cannot be read")
+	}
+	if want := diskSize(int64(sizeMiB) * mib); !info.Mode().IsRegular() || info.Size() != want {
+		return hearth.Errorf(hearth.Internal, "checkpoint is damaged: its disk has %d bytes, not %d", info.Size(), want)
+	}
+	return nil
+}
+
 // format makes an ext4 without what a disk that never outlives its machine does
 // not need: a journal, room to grow, blocks that only root may take.
 func format(ctx context.Context, path string) error {

@@ -311,6 +311,9 @@ func (d *Driver) origin(ctx context.Context, spec driver.Spec) (origin, error) {
 	if from.guest, err = d.checkMatch(man, spec, f.key.String()); err != nil {
 		return origin{}, err
 	}
+	if err := microvm.CheckDisk(filepath.Join(c.Dir, diskFile), spec.Resources.DiskMiB); err != nil {
+		return origin{}, err
+	}
 	from.chain, err = resolve(man, c)
 	return from, err
 }

@@ -206,6 +206,8 @@ func TestConformance(t *testing.T) {
 		Doomed: func(t *testing.T) (driver.Driver, driver.Spec) {
 			return l.broken(t), specOf(t)
 		},
+		Outside:  microvmtest.Outside,
+		Boots:    3, // each takes seconds
 		Count:    l.count,
 		Patience: 2 * time.Minute,
 	})

@@ -3,11 +3,8 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -38,6 +35,8 @@ type guest struct {
 	mu      sync.Mutex
 	memory  map[string]string
 	ballast [][]byte
+
+	connections connections
 }
 
 // tick counts hundredths of a second in which the guest could run.
@@ -55,6 +54,7 @@ func (g *guest) routes() http.Handler {
 	mux.HandleFunc("/memory", g.serveMemory)
 	mux.HandleFunc("/file", serveFile)
 	mux.HandleFunc("/random", serveRandom)
+	mux.HandleFunc("/identity", serveIdentity)
 	mux.HandleFunc("/hog", g.hog)
 	mux.HandleFunc("/fill", fill)
 	mux.HandleFunc("/fork", fork)
@@ -62,6 +62,7 @@ func (g *guest) routes() http.Handler {
 	mux.HandleFunc("/start", start)
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code")) })
 	mux.HandleFunc("/console", func(_ http.ResponseWriter, r *http.Request) { flood(number(r, "mib")) })
+	g.connections.routes(mux)
 	return mux
 }
 
@@ -93,20 +94,6 @@ func serveFile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Write(raw)
-}
-
-// serveRandom draws from the kernel, without the buffers of any library.
-func serveRandom(w http.ResponseWriter, _ *http.Request) {
-	f, err := os.Open("/dev/urandom")
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer f.Close()
-	device, library := make([]byte, 16), make([]byte, 16)
-	io.ReadFull(f, device)
-	rand.Read(library)
-	fmt.Fprint(w, hex.EncodeToString(device)+hex.EncodeToString(library))
 }
 
 // hog takes memory and writes to every page of it.

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,11 +47,6 @@ func newGuest(v *vm, restored bool) (*guest, error) {
 		}
 	}
 	g.mux.HandleFunc("/ticks", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, 0) })
-	g.mux.HandleFunc("/random", func(w http.ResponseWriter, _ *http.Request) {
-		b := make([]byte, 32)
-		rand.Read(b)
-		fmt.Fprint(w, hex.EncodeToString(b))
-	})
 	g.mux.HandleFunc("/memory", g.cell("key", v.ram.words, v.ram.setWords))
 	g.mux.HandleFunc("/file", g.cell("path", g.files, g.setFiles))
 	g.mux.HandleFunc("/console", func(_ http.ResponseWriter, r *http.Request) {
