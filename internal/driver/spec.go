@@ -21,6 +21,36 @@ func CheckID(id string) error {
 	return nil
 }
 
+// CheckSweep returns an InvalidArgument error unless what the handle names can be
+// swept: its ID and Dir are a machine's.
+func (h Handle) CheckSweep() error {
+	if err := CheckID(h.ID); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(h.Dir) || filepath.Clean(h.Dir) == "/" {
+		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not an absolute directory", h.Dir)
+	}
+	return nil
+}
+
+// CheckAttach returns a NotFound error unless a machine of the named driver can
+// have this handle.
+func (h Handle) CheckAttach(name string) error {
+	err := CheckID(h.ID)
+	if h.Driver != name {
+		err = hearth.Errorf(hearth.InvalidArgument, "handle of driver %q", h.Driver)
+	}
+	if err != nil {
+		return h.Gone(err)
+	}
+	return nil
+}
+
+// Gone is the NotFound error of Attach, with the reason.
+func (h Handle) Gone(why error) error {
+	return hearth.Wrap(hearth.NotFound, why, "machine %s is gone", h.ID)
+}
+
 // Check returns an InvalidArgument error that names the first field of the
 // spec that no driver can accept. It looks at the disk: Dir must be there and
 // empty, layers must be there.

@@ -340,7 +340,7 @@ func (m *machine) Close(ctx context.Context) error {
 		return hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s did not die in time", m.id)
 	}
 	m.awaitPager(ctx)
-	if err := m.d.release(ctx, m.id, m.dir, removeDir); err != nil {
+	if err := m.d.release(ctx, m.id, m.dir, hostproc.RemoveDir); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "machine %s is dead but not all of it could be removed", m.id)
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,24 +13,19 @@ import (
 	"hearth/internal/driver/firecracker/jail"
 	"hearth/internal/driver/firecracker/pager"
 	"hearth/internal/driver/firecracker/vmm"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
 // Attach finds a machine by its handle. A monitor that does not answer, and one
 // whose pager is gone, count as gone.
 func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
-	gone := func(err error) error {
-		return hearth.Wrap(hearth.NotFound, err, "machine %s is gone", h.ID)
-	}
-	if h.Driver != Name {
-		return nil, gone(errors.New("handle of driver " + h.Driver))
-	}
-	if err := driver.CheckID(h.ID); err != nil {
-		return nil, gone(err)
+	if err := h.CheckAttach(Name); err != nil {
+		return nil, err
 	}
 	state, err := decodeState(h.State)
 	if err != nil {
-		return nil, gone(err)
+		return nil, h.Gone(err)
 	}
 	m, err := d.adopt(h.ID, h.Dir, state, nil)
 	if err != nil {
@@ -40,13 +34,13 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 	if state.Pager != nil {
 		if err := m.watchPager(*state.Pager, nil); err != nil {
 			m.letGo()
-			return nil, gone(err)
+			return nil, h.Gone(err)
 		}
 	}
 	info, err := m.api.Info(ctx)
 	if err != nil || info.State != vmm.Running && info.State != vmm.Paused {
 		m.letGo()
-		return nil, gone(errors.Join(err, errors.New("its monitor is in state "+strconv.Quote(string(info.State)))))
+		return nil, h.Gone(errors.Join(err, errors.New("its monitor is in state "+strconv.Quote(string(info.State)))))
 	}
 	<-m.turn
 	if info.State == vmm.Paused {
@@ -59,13 +53,10 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 // Sweep removes all there is of a machine, whatever step its start, run or end
 // had reached.
 func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
-	if err := driver.CheckID(h.ID); err != nil {
+	if err := h.CheckSweep(); err != nil {
 		return err
 	}
-	if !filepath.IsAbs(h.Dir) || filepath.Clean(h.Dir) == "/" {
-		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not an absolute directory", h.Dir)
-	}
-	if err := errors.Join(jail.KillStrays(ctx, h.ID, pager.Name), d.release(ctx, h.ID, h.Dir, removeDir)); err != nil {
+	if err := errors.Join(jail.KillStrays(ctx, h.ID, pager.Name), d.release(ctx, h.ID, h.Dir, hostproc.RemoveDir)); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "not all of machine %s could be removed", h.ID)
 	}
 	return nil
@@ -94,18 +85,9 @@ func (d *Driver) Purge() error {
 	return nil
 }
 
-// What release does with the machine's directory: a start that failed leaves it
-// as it was given, empty.
-type dirPolicy int
-
-const (
-	keepDir dirPolicy = iota
-	removeDir
-)
-
 // release kills and removes what there is of a machine that has no jailer any
 // more. The users are given back last, when no process can be left that is theirs.
-func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) error {
+func (d *Driver) release(ctx context.Context, id, dir string, policy hostproc.DirPolicy) error {
 	if err := d.cgroup(id).Remove(ctx); err != nil {
 		return err
 	}
@@ -113,13 +95,7 @@ func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) 
 	if err := jail.UnmountBelow(dir); err != nil {
 		return err
 	}
-	errs := []error{jail.Empty(dir)}
-	if policy == removeDir {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := policy.Apply(dir); err != nil {
 		return err
 	}
 	return d.users.Free(id)

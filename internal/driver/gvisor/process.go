@@ -4,9 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -49,32 +46,3 @@ func decodeState(raw []byte) (machineState, error) {
 
 // prefetch asks the kernel to read a file into memory.
 func prefetch(f *os.File) { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_WILLNEED) }
-
-// processesOf finds the processes of a machine that no cgroup lists: a launcher
-// or a sandbox caught between two steps of its creation.
-func processesOf(id string) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || len(raw) == 0 {
-			continue
-		}
-		args := strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00")
-		if ours(args[0]) && args[len(args)-1] == id {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
-}
-
-func ours(argv0 string) bool {
-	return argv0 == launcherName || argv0 == "runsc-sandbox" || argv0 == "runsc-gofer"
-}

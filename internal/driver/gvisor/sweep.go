@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,24 +17,18 @@ import (
 // Attach finds a machine by its handle. A machine whose freeze or thaw was cut
 // short by a crash cannot be trusted to be either, and counts as gone.
 func (d *Driver) Attach(_ context.Context, h driver.Handle) (driver.Machine, error) {
-	gone := func(err error) error {
-		return hearth.Wrap(hearth.NotFound, err, "machine %s is gone", h.ID)
-	}
-	if h.Driver != Name {
-		return nil, gone(errors.New("handle of driver " + h.Driver))
-	}
-	if err := driver.CheckID(h.ID); err != nil {
-		return nil, gone(err)
+	if err := h.CheckAttach(Name); err != nil {
+		return nil, err
 	}
 	state, err := decodeState(h.State)
 	if err != nil {
-		return nil, gone(err)
+		return nil, h.Gone(err)
 	}
 	if exists(filepath.Join(h.Dir, unsureMark)) {
-		return nil, gone(errors.New("it was being frozen or thawed when its owner died"))
+		return nil, h.Gone(errors.New("it was being frozen or thawed when its owner died"))
 	}
 	if !exists(d.socket(h.ID)) {
-		return nil, gone(errors.New("it has no control socket"))
+		return nil, h.Gone(errors.New("it has no control socket"))
 	}
 	m, err := d.adopt(h.ID, h.Dir, state, nil)
 	if err != nil {
@@ -55,15 +48,12 @@ func exists(path string) bool {
 // Sweep removes all there is of a machine, whatever step its start, run or end
 // had reached.
 func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
-	if err := driver.CheckID(h.ID); err != nil {
+	if err := h.CheckSweep(); err != nil {
 		return err
-	}
-	if !filepath.IsAbs(h.Dir) || filepath.Clean(h.Dir) == "/" {
-		return hearth.Errorf(hearth.InvalidArgument, "dir %q is not an absolute directory", h.Dir)
 	}
 	err := d.killStrays(ctx, h.ID)
 	if err == nil {
-		err = d.release(ctx, h.ID, h.Dir, removeDir)
+		err = d.release(ctx, h.ID, h.Dir, hostproc.RemoveDir)
 	}
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "machine %s could not be swept", h.ID)
@@ -93,18 +83,9 @@ func (d *Driver) Purge() error {
 	return nil
 }
 
-// What release does with the machine's directory: a start that failed leaves it
-// as it was given, empty.
-type dirPolicy int
-
-const (
-	keepDir dirPolicy = iota
-	removeDir
-)
-
 // release kills and removes what there is of a machine that has no launcher any
 // more. The range of users is given back last, when no process can be left in it.
-func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) error {
+func (d *Driver) release(ctx context.Context, id, dir string, policy hostproc.DirPolicy) error {
 	if err := d.cgroup(id).Remove(ctx); err != nil {
 		return err
 	}
@@ -114,51 +95,21 @@ func (d *Driver) release(ctx context.Context, id, dir string, policy dirPolicy) 
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, empty(dir))
-	if policy == removeDir {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, policy.Apply(dir))...); err != nil {
 		return err
 	}
 	return d.uids.Free(id)
 }
 
-// empty removes what is in a directory, which need not be there.
-func empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return errors.Join(errs...)
-}
-
-// killStrays kills the machine's launcher and sandbox wherever they are, and
-// waits until they are gone, so that none can make anything after the sweep.
+// killStrays kills the machine's launcher, sandbox and gofer wherever they are.
 func (d *Driver) killStrays(ctx context.Context, id string) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		pids, err := processesOf(id)
-		if err != nil || len(pids) == 0 {
-			return err
+	return hostproc.KillStrays(ctx, func(args []string) bool {
+		switch args[0] {
+		case launcherName, "runsc-sandbox", "runsc-gofer":
+			return args[len(args)-1] == id
 		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	}
+		return false
+	})
 }
 
 func (d *Driver) cgroup(id string) hostproc.Cgroup {

@@ -5,11 +5,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"hearth/internal/hearth"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestUIDRangesAreNeverShared(t *testing.T) {
@@ -157,6 +160,46 @@ func TestProcessorIgnoresOrderAndOtherCores(t *testing.T) {
 		model, features := processor(text)
 		if model != "A-6-5" || features != "avx sse" {
 			t.Errorf("processor: %q %q", model, features)
+		}
+	}
+}
+
+func TestStraysAreKilledByTheirArguments(t *testing.T) {
+	mine, other := exec.Command("sleep", "31.4159"), exec.Command("sleep", "31.4158")
+	for _, c := range []*exec.Cmd{mine, other} {
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- mine.Wait() }() // a dead child keeps its entry in /proc until then, though no arguments
+	err := KillStrays(t.Context(), func(args []string) bool { return slices.Equal(args, []string{"sleep", "31.4159"}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if err := other.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("a process with other arguments: %v", err)
+	}
+	_ = other.Process.Kill()
+	_ = other.Wait()
+}
+
+func TestDirPolicy(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "m")
+	for _, p := range []DirPolicy{KeepDir, RemoveDir} {
+		if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Apply(dir); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(dir)
+		if len(entries) > 0 || (p == KeepDir) != (err == nil) {
+			t.Errorf("policy %d leaves %v, %v", p, entries, err)
+		}
+		if err := p.Apply(dir); err != nil {
+			t.Errorf("policy %d again: %v", p, err)
 		}
 	}
 }

@@ -8,10 +8,10 @@ package jail
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hearth/internal/driver/hostproc"
 	"io/fs"
 	"net"
 	"os"
@@ -19,7 +19,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -175,78 +174,23 @@ func (j Jail) Listen(name string) (*os.File, error) {
 	return l.File()
 }
 
-// Empty removes what is in a directory, which need not be there.
-func Empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return errors.Join(errs...)
-}
-
-// KillStrays kills the machine's jailer, monitor and pager wherever they are, and
-// waits until they are gone, so that none can make anything after the sweep.
+// KillStrays kills the machine's jailer, monitor and pager wherever they are.
 func KillStrays(ctx context.Context, id, pager string) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		pids, err := processesOf(id, pager)
-		if err != nil || len(pids) == 0 {
-			return err
-		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	}
+	return hostproc.KillStrays(ctx, func(args []string) bool { return belongsTo(id, pager, args) })
 }
 
-// processesOf finds a machine's processes by their arguments, for those that no
-// cgroup lists yet.
-func processesOf(id, pager string) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || len(raw) == 0 {
-			continue
-		}
-		if belongsTo(id, pager, raw) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
-}
-
-// belongsTo recognizes the command lines of a jailer, a monitor and a pager.
-func belongsTo(id, pager string, cmdline []byte) bool {
-	args := bytes.Split(bytes.TrimSuffix(cmdline, []byte{0}), []byte{0})
-	name := filepath.Base(string(args[0]))
+// belongsTo recognizes the arguments of a jailer, a monitor and a pager.
+func belongsTo(id, pager string, args []string) bool {
+	name := filepath.Base(args[0])
 	if name == pager {
-		return len(args) == 2 && string(args[1]) == id
+		return len(args) == 2 && args[1] == id
 	}
 	if name != "jailer" && !strings.Contains(name, "firecracker") {
 		return false
 	}
 	for i, a := range args[1:] {
-		if string(a) == "--id" && i+2 < len(args) {
-			return string(args[i+2]) == id
+		if a == "--id" && i+2 < len(args) {
+			return args[i+2] == id
 		}
 	}
 	return false

@@ -2,8 +2,10 @@ package jail
 
 import (
 	"bytes"
+	"hearth/internal/driver/hostproc"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +27,7 @@ func TestBelongsTo(t *testing.T) {
 		"":                                                  false,
 		"jailer\x00--uid\x005\x00--id\x00m1\x00--\x00--id\x00other": true,
 	} {
-		if got := belongsTo("m1", "hearth-pager", []byte(line)); got != want {
+		if got := belongsTo("m1", "hearth-pager", strings.Split(strings.TrimSuffix(line, "\x00"), "\x00")); got != want {
 			t.Errorf("%q: %t, want %t", line, got, want)
 		}
 	}
@@ -56,7 +58,7 @@ func TestFileOfAnotherFileSystem(t *testing.T) {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	must(t, UnmountBelow(j.Dir))
-	must(t, Empty(j.Dir))
+	must(t, hostproc.Empty(j.Dir))
 	if got, err := os.ReadFile(filepath.Join(other, "layer")); err != nil || string(got) != "content" {
 		t.Errorf("the original is %q, %v", got, err)
 	}
