@@ -229,7 +229,7 @@ func loadKey(path string) (string, error) {
 }
 
 func (a *App) openNode(ctx context.Context) error {
-	image, err := guestImage(ctx, a.path("guest"))
+	image, err := GuestImage(ctx, a.path("guest"))
 	if err != nil {
 		return err
 	}
@@ -288,9 +288,9 @@ func nodeTag(data string) string {
 	return hex.EncodeToString(sum[:3])[:5]
 }
 
-// guestImage packs the embedded guest daemon, once per content: checkpoints
+// GuestImage packs the embedded guest daemon, once per content: checkpoints
 // need the image that they were written with.
-func guestImage(ctx context.Context, dir string) (string, error) {
+func GuestImage(ctx context.Context, dir string) (string, error) {
 	bin, err := embedded.Binary()
 	if err != nil {
 		return "", err
@@ -342,7 +342,7 @@ func (a *App) openControl(ctx context.Context) error {
 }
 
 func (a *App) openBuilder(ctx context.Context) error {
-	a.cache = image.NewCache(cacheDir(a.cfg))
+	a.cache = image.NewCache(a.cfg.CacheDir())
 	bin, err := embedded.Binary()
 	if err != nil {
 		return err

@@ -20,15 +20,12 @@ func firecrackerDriver(p parts) (driver.Driver, error) {
 
 // guestKernel makes ready what virtual machines of every driver boot.
 func (p parts) guestKernel(ctx context.Context) (*microvm.Boot, error) {
-	return microvm.Prepare(ctx, microvm.Options{
-		Cache: filepath.Join(cacheDir(p.cfg), "kernel"), Kernel: p.cfg.Node.VM.Kernel, Modules: p.cfg.Node.VM.Modules,
-	})
+	return GuestKernel(ctx, p.cfg)
 }
 
-// cacheDir is where sources of templates and guests are kept.
-func cacheDir(c *config.Config) string {
-	if c.Cache != "" {
-		return c.Cache
-	}
-	return filepath.Join(c.Data, "cache")
+// GuestKernel makes ready what virtual machines boot, as the configuration has it.
+func GuestKernel(ctx context.Context, cfg *config.Config) (*microvm.Boot, error) {
+	return microvm.Prepare(ctx, microvm.Options{
+		Cache: filepath.Join(cfg.CacheDir(), "kernel"), Kernel: cfg.Node.VM.Kernel, Modules: cfg.Node.VM.Modules,
+	})
 }

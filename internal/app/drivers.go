@@ -30,6 +30,13 @@ func makers() map[string]func(parts) (driver.Driver, error) {
 	}
 }
 
+// Drivers makes every driver there is for a configuration, the strongest isolation
+// first. guest is the image of the guest daemon. Their machines are the caller's to
+// end, and so is the configuration's control group.
+func Drivers(cfg *config.Config, guest string, log *slog.Logger) ([]driver.Driver, error) {
+	return allDrivers(parts{cfg: cfg, guest: guest, log: log})
+}
+
 // allDrivers makes every driver there is, the strongest isolation first.
 func allDrivers(p parts) ([]driver.Driver, error) {
 	var list []driver.Driver
@@ -157,9 +164,9 @@ func cannotRun(w wish, why error) error {
 	return hearth.Wrap(hearth.FailedPrecondition, why, "%s: %s cannot run on this host", w.key, w.driver)
 }
 
-// purge removes what drivers keep between machines. What is left serves another
+// Purge removes what drivers keep between machines. What is left serves another
 // server of this host.
-func purge(all []driver.Driver) error {
+func Purge(all []driver.Driver) error {
 	for _, d := range all {
 		if p, ok := d.(*probedOnce); ok {
 			d = p.Driver

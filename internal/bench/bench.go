@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/bench/figure"
+	"hearth/internal/bench/gauge"
 	"hearth/internal/bench/stock"
 	"hearth/internal/config"
 	"hearth/internal/hearth"
@@ -151,7 +152,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Wr
 	defer func() {
 		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
 	}()
-	host := describeHost()
+	host := gauge.Host()
 	err = r.rows(ctx)
 	slices.SortStableFunc(r.figures, func(a, b figure.Figure) int { return byNumber(a.Row, b.Row) })
 	if o.JSON {

@@ -12,6 +12,7 @@ import (
 
 	"hearth/client"
 	"hearth/internal/bench/figure"
+	"hearth/internal/bench/gauge"
 	"hearth/internal/bench/stock"
 	"hearth/internal/guest"
 )
@@ -59,7 +60,7 @@ func (r *run) idle(ctx context.Context, template string) (*figure.Samples, strin
 			if err != nil {
 				return err
 			}
-			n, err := cgroupMemory(filepath.Join(r.server.cfg.Node.Cgroup, m.Handle.ID))
+			n, err := gauge.Held(filepath.Join(r.server.cfg.Node.Cgroup, m.Handle.ID))
 			if err != nil {
 				return err
 			}
@@ -82,7 +83,7 @@ func (r *run) alive(ctx context.Context, template string, n int, use func(contex
 	r.server.settle(ctx)
 	why := ""
 	err := r.times(ctx, n, func(ctx context.Context, _ int) error {
-		if memInfo("MemAvailable") < memInfo("MemTotal")/leaveAlone {
+		if gauge.Memory("MemAvailable") < gauge.Memory("MemTotal")/leaveAlone {
 			why = "memory is short"
 			return errShort
 		}
@@ -175,7 +176,7 @@ func (r *run) idleCPU(ctx context.Context) ([]figure.Figure, error) {
 func (r *run) cpu(machines []string) (time.Duration, error) {
 	var sum time.Duration
 	for _, id := range machines {
-		d, err := cgroupCPU(filepath.Join(r.server.cfg.Node.Cgroup, id))
+		d, err := gauge.CPU(filepath.Join(r.server.cfg.Node.Cgroup, id))
 		if err != nil {
 			return 0, err
 		}
@@ -229,7 +230,7 @@ func (r *run) idleStock(ctx context.Context, s *figure.Samples, template string)
 		return err
 	}
 	for _, m := range alive {
-		n, err := cgroupMemory(m.Group())
+		n, err := gauge.Held(m.Group())
 		if err != nil {
 			return err
 		}

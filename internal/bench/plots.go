@@ -11,6 +11,7 @@ import (
 
 	"hearth/client"
 	"hearth/internal/bench/figure"
+	"hearth/internal/bench/gauge"
 	"hearth/internal/bench/plot"
 	"hearth/internal/config"
 	"hearth/internal/hearth"
@@ -52,7 +53,7 @@ func Plots(ctx context.Context, cfg *config.Config, o PlotOptions, progress io.W
 	defer func() {
 		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
 	}()
-	host := describeHost()
+	host := gauge.Host()
 	for _, p := range []struct {
 		file string
 		draw func(context.Context) (plot.Chart, error)
@@ -127,7 +128,7 @@ func (r *run) memoryChart(ctx context.Context) (plot.Chart, error) {
 		r.say("memory of %s", template)
 		var machines []string
 		r.server.settle(ctx)
-		before, n := memInfo("MemAvailable"), 0
+		before, n := gauge.Memory("MemAvailable"), 0
 		measure := func(ctx context.Context, sb *client.Sandbox) error {
 			m, err := r.server.of(sb.ID)
 			if err != nil {
@@ -140,14 +141,14 @@ func (r *run) memoryChart(ctx context.Context) (plot.Chart, error) {
 			r.server.settle(ctx)
 			var sum int64
 			for _, id := range machines {
-				held, err := cgroupMemory(filepath.Join(r.server.cfg.Node.Cgroup, id))
+				held, err := gauge.Held(filepath.Join(r.server.cfg.Node.Cgroup, id))
 				if err != nil {
 					return err
 				}
 				sum += held
 			}
 			groups.Points = append(groups.Points, plot.Point{X: float64(n), Y: float64(sum) / (1 << 20)})
-			host.Points = append(host.Points, plot.Point{X: float64(n), Y: max(float64(before-memInfo("MemAvailable"))/(1<<20), 0)})
+			host.Points = append(host.Points, plot.Point{X: float64(n), Y: max(float64(before-gauge.Memory("MemAvailable"))/(1<<20), 0)})
 			return nil
 		}
 		if err := r.alive(ctx, template, r.opts.Sandboxes, measure, func([]*client.Sandbox, string) error { return nil }); err != nil {

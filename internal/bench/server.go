@@ -59,7 +59,7 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 		return r.server.connect()
 	}
 	c := *r.cfg
-	c.Cache = cacheDir(r.cfg)
+	c.Cache = r.cfg.CacheDir()
 	c.Data, c.Listen, c.Metrics = filepath.Join(r.dir, "data"), "127.0.0.1:0", ""
 	c.Builtin, c.Templates = []string{baseTemplate, codeTemplate}, nil
 	c.Log.Level = "warn"

@@ -12,6 +12,7 @@ import (
 
 	"hearth/client"
 	"hearth/internal/bench/figure"
+	"hearth/internal/bench/gauge"
 	"hearth/internal/config"
 	"hearth/internal/hearth"
 )
@@ -52,7 +53,7 @@ func Trace(ctx context.Context, cfg *config.Config, o TraceOptions, out, progres
 	defer func() {
 		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
 	}()
-	host, kind := describeHost(), poolFull
+	host, kind := gauge.Host(), poolFull
 	if o.Cold {
 		kind = poolEmpty
 	}

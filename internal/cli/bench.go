@@ -1,11 +1,16 @@
 package cli
 
-import "hearth/internal/bench"
+import (
+	"hearth/internal/bench"
+	"hearth/internal/bench/machines"
+)
 
 type benchCmd struct {
 	Rows  benchRowsCmd  `cmd:"" default:"withargs" help:"Measure the rows of docs/PERFORMANCE.md."`
 	Trace benchTraceCmd `cmd:"" help:"Print what each step of a create costs."`
 	Plot  benchPlotCmd  `cmd:"" help:"Draw creates by the size of bursts and memory by the number of sandboxes."`
+
+	Drivers benchDriversCmd `cmd:"" help:"Measure each driver's machines by themselves: boot, restore, clone, pause, memory, speed inside."`
 }
 
 type benchRowsCmd struct {
@@ -50,4 +55,18 @@ func (b *benchPlotCmd) Run(in *invocation) error {
 		return err
 	}
 	return bench.Plots(in.ctx, c, b.PlotOptions, in.err)
+}
+
+type benchDriversCmd struct {
+	machines.Options
+}
+
+// Run measures this host's drivers and prints a table, or JSON.
+func (b *benchDriversCmd) Run(in *invocation) error {
+	var none dataFlag
+	c, err := none.load(in)
+	if err != nil {
+		return err
+	}
+	return machines.Run(in.ctx, c, b.Options, in.out, in.err)
 }

@@ -163,6 +163,14 @@ func (c *Config) PoolBounds(template string) (floor, ceiling int) {
 // nameRE is E2B's form of a template name.
 var nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,128}$`)
 
+// CacheDir is the directory of unpacked template sources and guests' kernels.
+func (c *Config) CacheDir() string {
+	if c.Cache != "" {
+		return c.Cache
+	}
+	return filepath.Join(c.Data, "cache")
+}
+
 // Validate returns an InvalidArgument that names the first bad key and its limit.
 func (c *Config) Validate() error {
 	if !filepath.IsAbs(c.Data) {

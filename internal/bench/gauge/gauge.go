@@ -1,4 +1,6 @@
-package bench
+// Package gauge reads what a host says of itself and of its control groups: what
+// benchmarks are measured on, and what machines cost.
+package gauge
 
 import (
 	"bufio"
@@ -10,12 +12,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"hearth/internal/config"
 )
 
-// describeHost is one line about what was measured on, and how busy it was.
-func describeHost() string {
+// Host is one line about what was measured on, and how busy it was.
+func Host() string {
 	var u unix.Utsname
 	kernel := "unknown"
 	if unix.Uname(&u) == nil {
@@ -24,7 +24,7 @@ func describeHost() string {
 	load, _ := os.ReadFile("/proc/loadavg")
 	return fmt.Sprintf("%s; %d cores, %s; %d MiB; Linux %s %s; load before %s",
 		time.Now().UTC().Format("2006-01-02 15:04 UTC"), runtime.NumCPU(), field("/proc/cpuinfo", "model name"),
-		memInfo("MemTotal")>>20, kernel, runtime.GOARCH, strings.Join(firstFields(string(load), 3), " "))
+		Memory("MemTotal")>>20, kernel, runtime.GOARCH, strings.Join(firstFields(string(load), 3), " "))
 }
 
 func firstFields(s string, n int) []string {
@@ -47,8 +47,8 @@ func field(path, name string) string {
 	return "unknown"
 }
 
-// memInfo reads a line of /proc/meminfo, in bytes; 0 when it is not there.
-func memInfo(name string) int64 {
+// Memory reads a line of /proc/meminfo, in bytes; 0 when it is not there.
+func Memory(name string) int64 {
 	var kib int64
 	if _, err := fmt.Sscanf(field("/proc/meminfo", name), "%d kB", &kib); err != nil {
 		return 0
@@ -56,9 +56,9 @@ func memInfo(name string) int64 {
 	return kib << 10
 }
 
-// cgroupMemory is what a cgroup, named below the hierarchies' root, holds less
+// Held is what a cgroup, named below the hierarchies' root, holds less
 // the page cache that the kernel can drop, in bytes.
-func cgroupMemory(group string) (int64, error) {
+func Held(group string) (int64, error) {
 	const root = "/sys/fs/cgroup"
 	dir, usage, prefix := root+group, "memory.current", ""
 	if _, err := os.Stat(root + "/memory"); err == nil {
@@ -79,8 +79,8 @@ func cgroupMemory(group string) (int64, error) {
 	return held - reclaimable(string(stat), prefix), nil
 }
 
-// cgroupCPU is what a cgroup, named below the hierarchies' root, has used.
-func cgroupCPU(group string) (time.Duration, error) {
+// CPU is what a cgroup, named below the hierarchies' root, has used.
+func CPU(group string) (time.Duration, error) {
 	const root = "/sys/fs/cgroup"
 	if raw, err := os.ReadFile(root + "/cpuacct" + group + "/cpuacct.usage"); err == nil {
 		ns, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
@@ -108,12 +108,4 @@ func reclaimable(stat, prefix string) int64 {
 		}
 	}
 	return sum
-}
-
-// cacheDir is where templates come from when the configuration has no place for them.
-func cacheDir(c *config.Config) string {
-	if c.Cache != "" {
-		return c.Cache
-	}
-	return c.Data + "/cache"
 }
