@@ -73,6 +73,7 @@ func cases() []testCase {
 		{name: "CertificateOfThisSecondIsTrusted", memory: true, kernel: true, run: justIssued},
 		{name: "StaleConnectionsEnd", memory: true, kernel: true, run: staleConnections},
 		{name: "IdentityIsTheMachinesOwn", memory: true, kernel: true, run: identity},
+		{name: "ClocksKeepPace", kernel: true, run: clocksKeepPace},
 		{name: "WrongKeyIsRefused", memory: true, run: wrongKey},
 		{name: "DamagedCheckpointStartsNothing", memory: true, run: damaged},
 		{name: "AttachAfterCrash", run: attachAfterCrash},

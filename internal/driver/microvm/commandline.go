@@ -39,7 +39,9 @@ type CommandLine struct {
 	// Reboot is how the machine ends: "t" (triple fault) or "k" (keyboard controller).
 	Reboot string
 	// TSC is the time stamp counter's kHz, for emulated CPUs whose calibration
-	// would hang; 0: the kernel finds out. See HostTSC.
+	// would hang; 0: the kernel finds out. See HostTSC. The kernel is told to trust
+	// the counter, too: with several CPUs of a maker it does not know it would count
+	// ticks instead, of which an emulated machine loses many.
 	TSC int
 	// More is added as it is, before Hearth's own part.
 	More []string
@@ -56,7 +58,7 @@ func (c CommandLine) String() string {
 		add("console=%s", c.Console)
 	}
 	if c.TSC > 0 {
-		add("tsc_early_khz=%d", c.TSC)
+		add("tsc_early_khz=%d tsc=reliable", c.TSC)
 	}
 	list = append(list, c.More...)
 	add("%s", vminit.Argument("layers", c.Layers))

@@ -50,7 +50,7 @@ func TestCommandLine(t *testing.T) {
 	}.String()
 	for _, want := range []string{
 		" hearth.layers=vda,vdb ", " hearth.guest=vdc ", " hearth.disk=vdd ", " hearth.channel=serial ",
-		" hearth.init=%2Finit,a+b%2Cc ", " console=ttyS0 ", " reboot=t ", " tsc_early_khz=2445406 ", " nosmt ", " hearth.env=A%3Dx+y ",
+		" hearth.init=%2Finit,a+b%2Cc ", " console=ttyS0 ", " reboot=t ", " tsc_early_khz=2445406 tsc=reliable ", " nosmt ", " hearth.env=A%3Dx+y ",
 	} {
 		if !strings.Contains(" "+got+" ", want) {
 			t.Errorf("%q lacks %q", got, want)
