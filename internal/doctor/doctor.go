@@ -71,6 +71,10 @@ func Examine(ctx context.Context, h Host) []Line {
 	}
 	lines := []Line{system(), root(), kernel(), memory(), cgroups(host), namespaces()}
 	asRoot := os.Geteuid() == 0
+	var kvm error
+	if h.KVM != nil {
+		kvm = h.KVM(ctx)
+	}
 	if h.Network != nil && asRoot {
 		lines = append(lines, verdict("network", h.Network(ctx), "namespaces, veth pairs and nftables work",
 			"load the kernel's veth and nf_tables modules, or run on a kernel that has them"))
@@ -79,13 +83,13 @@ func Examine(ctx context.Context, h Host) []Line {
 		lines = append(lines, verdict("guest daemon", h.Guest(), "built into this binary", "run `make build`"))
 	}
 	if asRoot {
-		lines = append(lines, h.drivers(ctx)...)
+		lines = append(lines, h.drivers(ctx, kvm)...)
 	} else {
 		lines = append(lines, Line{"not tried", Warn, "network, drivers", "run as root"})
 	}
 	lines = append(lines, h.settled(tools()), h.settled(disk(h.Config.Data)), port(h.Config))
 	if h.KVM != nil {
-		lines = append(lines, vmHost(host, h.KVM(ctx))...)
+		lines = append(lines, vmHost(host, kvm)...)
 	}
 	return lines
 }
@@ -199,8 +203,8 @@ func namespaces() Line {
 }
 
 // drivers says of each driver whether it runs here, and what it would put
-// between guest and host.
-func (h Host) drivers(ctx context.Context) []Line {
+// between guest and host. kvm says why virtual machines do not run, if they do not.
+func (h Host) drivers(ctx context.Context, kvm error) []Line {
 	var lines []Line
 	able := false
 	for _, d := range h.Drivers {
@@ -218,9 +222,9 @@ func (h Host) drivers(ctx context.Context) []Line {
 				l.Remedy = "build Hearth with `make build`, which patches gVisor"
 			}
 		case slices.Contains(h.Wanted, d.Name()):
-			l.Status, l.Detail, l.Remedy = Fail, err.Error(), "see docs/OPERATIONS.md, or take it out of the configuration"
+			l.Status, l.Detail, l.Remedy = Fail, err.Error(), h.without(d, kvm)+"see docs/OPERATIONS.md, or take it out of the configuration"
 		default:
-			l.Status, l.Detail, l.Remedy = Warn, err.Error(), "needed only where it is asked for"
+			l.Status, l.Detail, l.Remedy = Warn, err.Error(), h.without(d, kvm)+"needed only where it is asked for"
 		}
 		lines = append(lines, l)
 	}
@@ -228,6 +232,14 @@ func (h Host) drivers(ctx context.Context) []Line {
 		lines = append(lines, Line{"driver", Fail, "none runs on this host", "mend one of the above"})
 	}
 	return lines
+}
+
+// without is the remedy for a driver that lacks KVM, where there is one but another host.
+func (h Host) without(d driver.Driver, kvm error) string {
+	if d.Name() != "qemu" || kvm == nil || h.Config.Node.QEMU.Emulate {
+		return ""
+	}
+	return "set node.qemu.emulate for guests on an emulated processor, 15 to 30 times slower; "
 }
 
 // hostTools are what making templates runs, and the Debian package each is in.

@@ -58,6 +58,30 @@ func TestFailedNamesTheFirst(t *testing.T) {
 	}
 }
 
+func TestRemedyForQEMUWithoutKVM(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		kvm     error
+		emulate bool
+		wanted  []string
+		want    bool
+	}{
+		{"nobody asks for it", errors.New("no /dev/kvm"), false, nil, true},
+		{"it is asked for", errors.New("no /dev/kvm"), false, []string{"qemu"}, true},
+		{"KVM is not what is missing", nil, false, nil, false},
+		{"it emulates already", errors.New("no /dev/kvm"), true, nil, false},
+	} {
+		h := fake.NewHost(fake.Config{Name: "qemu"})
+		h.Fail(fake.Probe, errors.New("it cannot run"))
+		c := config.Default()
+		c.Node.QEMU.Emulate = tc.emulate
+		l := Host{Config: &c, Drivers: []driver.Driver{fake.New(h)}, Wanted: tc.wanted}.drivers(t.Context(), tc.kvm)[0]
+		if got := strings.Contains(l.Remedy, "node.qemu.emulate"); got != tc.want {
+			t.Errorf("%s: %+v", tc.name, l)
+		}
+	}
+}
+
 func TestDrivers(t *testing.T) {
 	of := func(name string, isolation hearth.Isolation, err error) driver.Driver {
 		h := fake.NewHost(fake.Config{Name: name, Isolation: isolation})
@@ -82,7 +106,7 @@ func TestDrivers(t *testing.T) {
 		c := config.Default()
 		c.Node.Driver = tc.node
 		var got []Status
-		for _, l := range (Host{Config: &c, Drivers: tc.drivers, Wanted: tc.wanted}).drivers(t.Context()) {
+		for _, l := range (Host{Config: &c, Drivers: tc.drivers, Wanted: tc.wanted}).drivers(t.Context(), nil) {
 			got = append(got, l.Status)
 			if (l.Status == Pass) != (l.Remedy == "") {
 				t.Errorf("%s: %+v", tc.name, l)

@@ -57,6 +57,8 @@ func open(device string) (int, error) {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return -1, hearth.Wrap(hearth.FailedPrecondition, err,
 			"there is no %s: the processor has no virtualization, the firmware or the machine this one runs in turns it off, or the kernel module kvm_intel or kvm_amd is not loaded", device)
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() == 0:
+		return -1, hearth.Wrap(hearth.FailedPrecondition, err, "root may not open %s: let the container or service that this runs in have the device (character, 10:232)", device)
 	case errors.Is(err, fs.ErrPermission):
 		return -1, hearth.Wrap(hearth.FailedPrecondition, err, "no permission to open %s: uid %d is not root nor in its group", device, os.Geteuid())
 	}

@@ -250,7 +250,7 @@ func askQEMU(ctx context.Context, in io.Writer, out io.Reader) (qmp.Version, err
 	}
 	v := c.Version()
 	if v.Older(7, 2) {
-		return v, hearth.Errorf(hearth.FailedPrecondition, "QEMU %s is too old: 7.2 or newer is needed", v)
+		return v, hearth.Errorf(hearth.FailedPrecondition, "QEMU %s is too old: install 7.2 or newer, which Debian has since 12, or name another with node.qemu.binary", v)
 	}
 	for command, what := range map[string]string{"query-commands": SaveCommand, "query-machines": "microvm"} {
 		var list []named
