@@ -3,11 +3,8 @@ package firecracker
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/firecracker/jail"
@@ -63,7 +60,8 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 }
 
 // Purge removes the driver's own directories, empty as they are when it has no
-// machines: those of Config.Root and the parent cgroup. It fails, and removes
+// machines: those of Config.Root and, unless others have
+// machines in it, the parent cgroup. It fails, and removes
 // nothing, while there are machines.
 func (d *Driver) Purge() error {
 	used, err := d.users.Used()
@@ -73,13 +71,7 @@ func (d *Driver) Purge() error {
 	if len(used) > 0 {
 		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
 	}
-	var errs []error
-	for _, dir := range d.cgroup("").Dirs() {
-		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
-			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
-		}
-	}
-	if err := errors.Join(append(errs, os.RemoveAll(d.cfg.Root))...); err != nil {
+	if err := errors.Join(d.cgroup("").RemoveParent(), os.RemoveAll(d.cfg.Root)); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "not all of the firecracker driver's directories could be removed")
 	}
 	return nil

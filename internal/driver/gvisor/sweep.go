@@ -62,7 +62,8 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 }
 
 // Purge removes what the driver keeps between machines: its part of Config.Root
-// and the parent cgroup. It fails, and removes nothing, while there are machines.
+// and, unless others have machines in it, the parent cgroup. It fails, and removes
+// nothing, while there are machines.
 func (d *Driver) Purge() error {
 	used, err := d.uids.Used()
 	if err != nil {
@@ -71,13 +72,16 @@ func (d *Driver) Purge() error {
 	if len(used) > 0 {
 		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
 	}
-	errs := []error{os.RemoveAll(d.lessons.dir)}
-	for _, dir := range append(d.cgroup("").Dirs(), filepath.Join(d.cfg.Root, usersDir), d.cfg.Root) {
+	errs := []error{os.RemoveAll(d.lessons.dir), d.cgroup("").RemoveParent()}
+	for _, dir := range []string{filepath.Join(d.cfg.Root, usersDir), d.cfg.Root} {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
+		if used, _ := d.uids.Used(); len(used) > 0 {
+			return hearth.Wrap(hearth.FailedPrecondition, err, "%d machines were started meanwhile", len(used))
+		}
 		return hearth.Wrap(hearth.Internal, err, "not all of the gvisor driver's directories could be removed")
 	}
 	return nil

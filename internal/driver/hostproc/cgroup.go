@@ -107,6 +107,19 @@ func (c Cgroup) Remove(ctx context.Context) error {
 	}
 }
 
+// RemoveParent removes a group that machines had theirs in. One in which another
+// server of the host has machines stays, and so does one that is not there.
+func (c Cgroup) RemoveParent() error {
+	var errs []error
+	for _, dir := range c.Dirs() {
+		err := unix.Rmdir(dir)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // ForbidSwap keeps what is in a cgroup of version 2 out of the host's swap, where
 // a guest could go on beyond its memory limit and its secrets would reach a disk.
 // With version 1, swappiness 0 does that; without swap in the kernel there is no file.
