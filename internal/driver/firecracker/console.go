@@ -3,7 +3,6 @@ package firecracker
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -12,12 +11,6 @@ import (
 
 const (
 	tailBytes = 2 << 10
-
-	// A guest that floods its serial port is read at most consolePiece bytes per
-	// consolePause: beyond that it waits, and costs this process nothing.
-	consolePiece = 64 << 10
-	consolePause = 5 * time.Millisecond
-
 	lastWords = 200 * time.Millisecond // for what a process wrote before it died to be read
 )
 
@@ -42,19 +35,8 @@ func newConsole() (*console, error) {
 
 func (c *console) read() {
 	defer close(c.over)
-	buf := make([]byte, consolePiece)
-	pause := time.NewTicker(consolePause)
-	defer pause.Stop()
-	for {
-		n, err := c.out.Read(buf)
-		_, _ = c.ring.Write(buf[:n])
-		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
-				_, _ = fmt.Fprintf(&c.ring, "\n(console lost: %v)\n", err)
-			}
-			return
-		}
-		<-pause.C
+	if err := c.ring.Follow(c.out); err != nil && !errors.Is(err, os.ErrClosed) {
+		_, _ = fmt.Fprintf(&c.ring, "\n(console lost: %v)\n", err)
 	}
 }
 

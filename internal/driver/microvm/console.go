@@ -1,6 +1,11 @@
 package microvm
 
-import "sync"
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+)
 
 const (
 	consoleBytes = 64 << 10
@@ -52,4 +57,29 @@ func (c *Console) Tail(n int) string {
 	}
 	all = append(all, c.ring[:c.next]...)
 	return string(all[max(0, len(all)-n):])
+}
+
+// A guest that floods its console is read at most consolePiece bytes per
+// consolePause: beyond that it waits, and costs this process nothing.
+const (
+	consolePiece = 64 << 10
+	consolePause = 5 * time.Millisecond
+)
+
+// Follow keeps what r says, until r ends: with nil at its end, or with its error.
+func (c *Console) Follow(r io.Reader) error {
+	buf := make([]byte, consolePiece)
+	pause := time.NewTicker(consolePause)
+	defer pause.Stop()
+	for {
+		n, err := r.Read(buf)
+		_, _ = c.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		<-pause.C
+	}
 }

@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -44,6 +43,7 @@ type possession struct {
 	end     context.CancelFunc
 	console net.Conn
 	channel *channel.Channel
+	failed  chan struct{}  // closed when it did not come about
 	read    chan struct{}  // closed when nothing more comes from the console
 	work    sync.WaitGroup // goroutines of connections
 }
@@ -85,21 +85,24 @@ func (l *link) possess(ctx context.Context) (*possession, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, succession)
 	defer cancel()
-	p := &possession{}
+	p := &possession{failed: make(chan struct{})}
 	p.life, p.end = context.WithCancel(context.Background())
 	var err error
 	if p.tenure, err = tenure.Take(ctx, l.m.dir, func() { l.yield(p) }); err != nil {
 		p.end()
 		return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s cannot be taken over", l.m.id)
 	}
-	l.held = p
 	if p.console, err = dial(ctx, l.m.dir, consoleSocket); err != nil {
+		p.end()
+		close(p.failed)
+		p.tenure.Close()
 		return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s has no console", l.m.id)
 	}
+	l.held = p
 	p.read = make(chan struct{})
 	p.work.Go(func() {
 		defer close(p.read)
-		_, _ = io.Copy(&l.console, p.console)
+		_ = l.console.Follow(p.console) // which ends with QEMU, or with the possession
 	})
 	return p, nil
 }
@@ -107,7 +110,11 @@ func (l *link) possess(ctx context.Context) (*possession, error) {
 // yield lets go of everything for another process.
 func (l *link) yield(p *possession) {
 	p.end() // whoever has the turn gives up what it waits for
-	<-l.turn
+	select {
+	case <-l.turn:
+	case <-p.failed:
+		return
+	}
 	p.close()
 	if l.held == p {
 		l.held = nil
