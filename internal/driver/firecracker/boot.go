@@ -86,7 +86,7 @@ func (m *machine) boot(ctx context.Context, spec driver.Spec, o origin) error {
 			return m.api.SetVsock(ctx, vmm.Vsock{GuestCID: guestCID, UDSPath: "/" + vsockSocket})
 		},
 		func() error {
-			return m.api.SetBalloon(ctx, vmm.Balloon{DeflateOnOOM: true, StatsPollingIntervalS: balloonSeconds})
+			return m.api.SetBalloon(ctx, vmm.Balloon{DeflateOnOOM: true, StatsPollingIntervalS: balloonSeconds, FreePageReporting: true})
 		},
 		func() error { return m.api.SetEntropy(ctx, vmm.Entropy{}) },
 		func() error { return m.api.Start(ctx) },

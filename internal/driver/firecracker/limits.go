@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"hearth/internal/driver/firecracker/vmm"
+	"hearth/internal/driver/microvm"
 	"hearth/internal/hearth"
 )
 
@@ -18,13 +19,6 @@ const (
 
 	// Threads: one per vCPU, and room for the monitor's and the pager's own.
 	monitorThreads = 64
-
-	// Per vCPU: what a disk may move and do in a second, and what a network
-	// interface may carry each way. Four seconds' worth may be used at once, once.
-	diskBytesPerVCPU = 128 << 20
-	diskOpsPerVCPU   = 5_000
-	netBytesPerVCPU  = 125_000_000 // 1 Gbit/s
-	burstSeconds     = 4
 
 	cpuPeriod      = 100_000 // microseconds
 	balloonSeconds = 30      // between two statistics of the guest
@@ -69,15 +63,16 @@ func fileLimit(r hearth.Resources, disk int64) int64 {
 	return max(int64(r.MemoryMiB)<<20, disk) + 16<<20
 }
 
+// perSecond lets n tokens through in a second. Firecracker's burst is for once.
 func perSecond(n int64) *vmm.TokenBucket {
-	return &vmm.TokenBucket{Size: n, OneTimeBurst: burstSeconds * n, RefillTime: 1000}
+	return &vmm.TokenBucket{Size: n, OneTimeBurst: microvm.BurstSeconds * n, RefillTime: 1000}
 }
 
 func diskLimiter(r hearth.Resources) *vmm.RateLimiter {
-	n := int64(r.VCPUs)
-	return &vmm.RateLimiter{Bandwidth: perSecond(n * diskBytesPerVCPU), Ops: perSecond(n * diskOpsPerVCPU)}
+	rates := microvm.RatesOf(r)
+	return &vmm.RateLimiter{Bandwidth: perSecond(rates.DiskBytes), Ops: perSecond(rates.DiskOps)}
 }
 
 func netLimiter(r hearth.Resources) *vmm.RateLimiter {
-	return &vmm.RateLimiter{Bandwidth: perSecond(int64(r.VCPUs) * netBytesPerVCPU)}
+	return &vmm.RateLimiter{Bandwidth: perSecond(microvm.RatesOf(r).NetBytes)}
 }

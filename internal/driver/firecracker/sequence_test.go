@@ -83,7 +83,7 @@ func TestCallSequences(t *testing.T) {
 		"PUT /network-interfaces/eth0": `{"iface_id":"eth0","host_dev_name":"tap0","guest_mac":"02:00:00:00:00:09",` +
 			`"rx_rate_limiter":{"bandwidth":{"size":250000000,"one_time_burst":1000000000,"refill_time":1000}},"tx_rate_limiter":{"bandwidth":{"size":250000000,"one_time_burst":1000000000,"refill_time":1000}}}`,
 		"PUT /vsock":   `{"guest_cid":3,"uds_path":"/vsock"}`,
-		"PUT /balloon": `{"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":30}`,
+		"PUT /balloon": `{"amount_mib":0,"deflate_on_oom":true,"stats_polling_interval_s":30,"free_page_reporting":true}`,
 		"PUT /actions": `{"action_type":"InstanceStart"}`,
 	} {
 		if have := body(t, got, name); have != want {

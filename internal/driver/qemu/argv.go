@@ -22,8 +22,11 @@ const (
 	maxLayers = 16
 	lastBus   = 23
 
+	sector = 512 // bytes, virtio's
+
 	// Names of what QEMU is told to make, the same in every life of a machine.
 	ramID     = "ram"
+	limitsID  = "limits"
 	stateFD   = "state" // getfd
 	stateSet  = 1_000_000
 	consoleID = "console"
@@ -105,12 +108,13 @@ func (b blueprint) devices() []string {
 		list = append(list, "-device", fmt.Sprintf(format, a...)+fmt.Sprintf(",bus=virtio-mmio-bus.%d", bus))
 		bus--
 	}
+	list = append(list, "-object", b.diskLimits())
 	for i, fd := range b.disks() {
 		writable := fd == b.Disk
 		list = append(list, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, fd), "-blockdev", blockdev(i, fd, writable))
 		options := ""
 		if writable {
-			options = ",discard=on,write-cache=on"
+			options = fmt.Sprintf(",discard=on,write-cache=on,max-discard-sectors=%d,max-write-zeroes-sectors=%[1]d", jail.DiskDiscard/sector)
 		}
 		device("virtio-blk-device,drive=d%d%s", i, options)
 	}
@@ -122,6 +126,10 @@ func (b blueprint) devices() []string {
 	list = append(list, "-device", "virtserialport,chardev=guest,name="+microvm.PortName)
 	list = append(list, "-object", "rng-builtin,id=rng")
 	device("virtio-rng-device,rng=rng")
+	// What the guest frees goes back to the host. Pages come back as the template
+	// has them: so a guest that counts on zeros (init_on_free) must not report any,
+	// and does not when it cannot say that it does.
+	device("virtio-balloon-device,free-page-reporting=on,page-poison=off,deflate-on-oom=on")
 	return list
 }
 
@@ -138,13 +146,33 @@ func (b blueprint) disks() []int {
 // does not outlive its host, and a checkpoint syncs what it copies.
 func blockdev(n, fd int, writable bool) string {
 	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", fd), "locking": "off", "aio": "threads"}
-	raw := map[string]any{"driver": "raw", "node-name": fmt.Sprintf("d%d", n), "read-only": !writable, "file": file}
+	name := fmt.Sprintf("d%d", n)
+	raw := map[string]any{"driver": "raw", "read-only": !writable, "file": file}
 	file["cache"] = map[string]any{"no-flush": writable}
 	raw["cache"] = file["cache"]
-	if writable {
-		raw["discard"], file["discard"] = "unmap", "unmap"
+	if !writable {
+		raw["node-name"] = name
+		return toJSON(raw)
 	}
-	text, err := json.Marshal(raw)
+	raw["discard"], file["discard"] = "unmap", "unmap"
+	return toJSON(map[string]any{
+		"driver": "throttle", "throttle-group": limitsID, "node-name": name, "read-only": false,
+		"cache": file["cache"], "discard": "unmap", "file": raw,
+	})
+}
+
+// diskLimits is the object that holds the writable disk's rates.
+func (b blueprint) diskLimits() string {
+	rates := microvm.RatesOf(b.Resources)
+	const most = 1 + microvm.BurstSeconds // seconds' worth at once, after quiet
+	return toJSON(map[string]any{"qom-type": "throttle-group", "id": limitsID, "limits": map[string]int64{
+		"bps-total": rates.DiskBytes, "bps-total-max": most * rates.DiskBytes,
+		"iops-total": rates.DiskOps, "iops-total-max": most * rates.DiskOps,
+	}})
+}
+
+func toJSON(v map[string]any) string {
+	text, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // maps of strings, numbers and booleans
 	}

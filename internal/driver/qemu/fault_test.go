@@ -107,6 +107,8 @@ func TestFaults(t *testing.T) {
 		{"QEMUDiesDuringACheckpoint", diesInCheckpoint},
 		{"FullDiskIsTold", fullDisk},
 		{"CloneKeepsOnlyWhatItWrote", cloneIsSmall},
+		{"FreedMemoryGoesBack", balloons},
+		{"DiskIsLimited", limited},
 		{"DamagedCheckpoint", damaged},
 		{"SilentGuest", silent},
 		{"PanickingGuest", panics},

@@ -17,7 +17,7 @@ import (
 
 const (
 	kvmDevice     = kvmprobe.Device
-	layoutVersion = 1 // of machines and checkpoints; counts changes of the devices, too
+	layoutVersion = 2 // of machines and checkpoints; counts changes of the devices, too
 )
 
 // host is what this host has for machines, found once.

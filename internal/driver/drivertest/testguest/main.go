@@ -56,6 +56,7 @@ func (g *guest) routes() http.Handler {
 	mux.HandleFunc("/random", serveRandom)
 	mux.HandleFunc("/identity", serveIdentity)
 	mux.HandleFunc("/hog", g.hog)
+	mux.HandleFunc("/drop", g.drop)
 	mux.HandleFunc("/fill", fill)
 	mux.HandleFunc("/fork", fork)
 	mux.HandleFunc("/mount", mount)
@@ -96,10 +97,15 @@ func serveFile(w http.ResponseWriter, r *http.Request) {
 	w.Write(raw)
 }
 
-// hog takes memory and writes to every page of it.
+// hog takes memory and writes to every page of it. It is no part of the heap, so
+// that it can be given back whole, page tables included.
 func (g *guest) hog(w http.ResponseWriter, r *http.Request) {
 	for range number(r, "mib") {
-		b := make([]byte, 1<<20)
+		b, err := syscall.Mmap(-1, 0, 1<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		for i := 0; i < len(b); i += 4096 {
 			b[i] = 1
 		}
@@ -107,6 +113,20 @@ func (g *guest) hog(w http.ResponseWriter, r *http.Request) {
 		g.ballast = append(g.ballast, b)
 		g.mu.Unlock()
 	}
+	fmt.Fprint(w, "ok")
+}
+
+// drop gives back what hog has taken.
+func (g *guest) drop(w http.ResponseWriter, _ *http.Request) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, b := range g.ballast {
+		if err := syscall.Munmap(b); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+	}
+	g.ballast = nil
 	fmt.Fprint(w, "ok")
 }
 

@@ -23,8 +23,8 @@ import (
 const Name = "firecracker"
 
 // layout counts the changes to what a machine is made of, as a snapshot sees it:
-// names in the jail, the order of drives, the channel.
-const layout = 1
+// names in the jail, the order of drives, the channel, what devices can do.
+const layout = 2
 
 // Key is a list of parts.
 type Key []part

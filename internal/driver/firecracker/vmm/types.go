@@ -69,6 +69,7 @@ type Balloon struct {
 	AmountMiB             int  `json:"amount_mib"`
 	DeflateOnOOM          bool `json:"deflate_on_oom"`
 	StatsPollingIntervalS int  `json:"stats_polling_interval_s,omitempty"`
+	FreePageReporting     bool `json:"free_page_reporting,omitempty"` // the guest tells what it has freed; since 1.14
 }
 
 // BalloonStats is what the guest says about its memory; bytes. A guest may lie.

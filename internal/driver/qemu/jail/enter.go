@@ -74,6 +74,9 @@ func becomeQEMU(request *os.File) error {
 	if err := dropPrivileges(req.User); err != nil {
 		return fmt.Errorf("privileges: %w", err)
 	}
+	if err := keepTemplates(); err != nil {
+		return fmt.Errorf("filter of system calls: %w", err)
+	}
 	return fmt.Errorf("%s cannot be executed: %w", req.Program, syscall.Exec(req.Program, req.Args, req.Env))
 }
 
