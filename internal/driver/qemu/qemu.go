@@ -81,8 +81,9 @@ type Config struct {
 	// UIDBase is the first host user; 0 means 4000000000, far above the ranges
 	// of other drivers. Drivers with different Roots on one host must not share users.
 	UIDBase uint32
-	// KeepTemplates is how long a template's memory is kept after the last start
-	// from it; 0 means ten minutes.
+	// KeepTemplates is how long a template's memory is kept when no machine uses it
+	// any more; 0 means ten minutes. All of these have an eighth of the host's
+	// memory; beyond that those go first that were not used for longest.
 	KeepTemplates time.Duration
 	// Log takes what happens to machines.
 	Log *slog.Logger
@@ -130,7 +131,7 @@ func New(cfg Config) (*Driver, error) {
 	return &Driver{
 		cfg:       cfg,
 		users:     hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, 1),
-		templates: newTemplates(cfg.KeepTemplates),
+		templates: newTemplates(cfg.KeepTemplates, idleRoom),
 		host:      &host{cfg: cfg},
 	}, nil
 }

@@ -101,7 +101,7 @@ func (d *Driver) checkSpec(spec driver.Spec) error {
 }
 
 // start does what can fail half way; Start cleans up.
-func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*machine, error) {
+func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (started *machine, err error) {
 	staging := filepath.Join(d.cfg.Root, jailDir)
 	if err := os.MkdirAll(staging, 0o711); err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "qemu root cannot be made")
@@ -123,7 +123,13 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 		if err != nil {
 			return nil, hearth.Wrap(hearth.KindOf(err), err, "the checkpoint's memory cannot be read")
 		}
-		defer d.templates.release(id, t)
+		defer func() {
+			if started != nil {
+				d.templates.lend(id, t, started.done)
+			} else {
+				d.templates.release(id, t)
+			}
+		}()
 		file, err := dup(t.file)
 		if err != nil {
 			return nil, hearth.Wrap(hearth.Internal, err, "machine %s cannot be prepared", spec.ID)
@@ -134,11 +140,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	if err != nil {
 		return nil, err
 	}
-	m, err := d.bringUp(ctx, spec, from, c)
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
+	return d.bringUp(ctx, spec, from, c)
 }
 
 // makeDisk makes the writable disk, empty or as it was.

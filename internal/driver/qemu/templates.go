@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,20 +15,32 @@ import (
 	"hearth/internal/hearth"
 )
 
-// maxTemplates bounds the memory files that are kept though nothing starts from them.
-const maxTemplates = 16
+// idleShare is the part of the host's memory that unused templates may take.
+const idleShare = 8
 
-// templates keeps the memory files of checkpoints that machines start from. A
-// machine that runs has its own hold on the file it maps, so one that is dropped
-// here goes away with the last of its machines, and a later start fills another.
+// templates keeps the memory files of checkpoints that machines start from, as
+// long as they are used: by a start that goes on, or a machine that it has made.
+// After that a file is kept for a while, as far as there is room. (A machine found
+// by Attach maps a file that is not in the list: that one goes with its last
+// machine, and a later start fills another.)
 type templates struct {
 	keep time.Duration
+	room func() int64 // bytes that unused files may have together
 	mu   sync.Mutex
 	list map[string]*template
 }
 
-func newTemplates(keep time.Duration) *templates {
-	return &templates{keep: keep, list: map[string]*template{}}
+func newTemplates(keep time.Duration, room func() int64) *templates {
+	return &templates{keep: keep, room: room, list: map[string]*template{}}
+}
+
+// idleRoom is what this host has for templates that nobody uses.
+func idleRoom() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int64(info.Totalram) * int64(info.Unit) / idleShare
 }
 
 // template is one checkpoint's memory: private to its clones, sealed.
@@ -35,7 +48,8 @@ type template struct {
 	ready chan struct{} // closed when file or err is set
 	file  *os.File
 	err   error
-	users int         // starts that go on
+	bytes int64       // of memory that the file has
+	users int         // starts that go on, and machines
 	since time.Time   // when the last of them ended
 	drop  *time.Timer // runs while there are none
 }
@@ -47,7 +61,9 @@ func (t *templates) acquire(ctx context.Context, id string, fill func(context.Co
 	for {
 		e, first := t.use(id)
 		if first {
-			e.file, e.err = fill(ctx)
+			if e.file, e.err = fill(ctx); e.err == nil {
+				e.bytes = allocated(e.file)
+			}
 			close(e.ready)
 		}
 		select {
@@ -83,6 +99,14 @@ func (t *templates) use(id string) (e *template, first bool) {
 	return e, first
 }
 
+// lend leaves a use to a machine, until its end.
+func (t *templates) lend(id string, e *template, machine <-chan struct{}) {
+	go func() {
+		<-machine
+		t.release(id, e)
+	}()
+}
+
 // release ends a use. A file that could not be made is forgotten at once.
 func (t *templates) release(id string, e *template) {
 	t.mu.Lock()
@@ -106,21 +130,25 @@ func (t *templates) release(id string, e *template) {
 	t.shrink()
 }
 
-// shrink drops the one that was not used for longest, if there are too many.
+// shrink drops what was not used for longest, until the rest has room.
 func (t *templates) shrink() {
-	var oldest string
-	idle := 0
+	var idle []string
+	var bytes int64
 	for id, e := range t.list {
-		if e.users > 0 {
-			continue
-		}
-		idle++
-		if oldest == "" || e.since.Before(t.list[oldest].since) {
-			oldest = id
+		if e.users == 0 {
+			idle = append(idle, id)
+			bytes += e.bytes
 		}
 	}
-	if idle > maxTemplates {
-		t.dropNow(oldest, t.list[oldest])
+	slices.SortFunc(idle, func(a, b string) int { return t.list[a].since.Compare(t.list[b].since) })
+	room := t.room()
+	for _, id := range idle {
+		if bytes <= room {
+			return
+		}
+		e := t.list[id]
+		bytes -= e.bytes
+		t.dropNow(id, e)
 	}
 }
 
@@ -140,6 +168,15 @@ func (t *templates) dropNow(id string, e *template) {
 	if e.file != nil {
 		_ = e.file.Close()
 	}
+}
+
+// allocated is how much memory a memory file takes; its holes take none.
+func allocated(f *os.File) int64 {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0
+	}
+	return st.Blocks * 512
 }
 
 // fillTemplate makes the memory file of a checkpoint that stands alone.

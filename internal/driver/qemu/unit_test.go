@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -16,7 +17,9 @@ import (
 	"time"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/driver/microvm"
+	"hearth/internal/driver/qemu/jail"
 	"hearth/internal/driver/qemu/ram"
 	"hearth/internal/hearth"
 )
@@ -85,16 +88,36 @@ func TestDisksAreReadOnlyButTheLast(t *testing.T) {
 	if len(list) != 4 {
 		t.Fatalf("%d disks", len(list))
 	}
-	for i, text := range list {
-		var disk struct {
-			ReadOnly bool `json:"read-only"`
-			File     struct {
-				Filename string
-				Locking  string
-			}
+	type node struct {
+		Driver   string
+		ReadOnly bool   `json:"read-only"`
+		Name     string `json:"node-name"`
+		Group    string `json:"throttle-group"`
+		File     struct {
+			Filename string
+			Locking  string
 		}
-		if err := json.Unmarshal([]byte(text), &disk); err != nil {
+	}
+	for i, text := range list {
+		var disk node
+		if i == 3 { // what the guest can write to, behind a limit
+			var limited struct {
+				node
+				File node
+			}
+			if err := json.Unmarshal([]byte(text), &limited); err != nil {
+				t.Fatal(err)
+			}
+			if limited.Driver != "throttle" || limited.Group != limitsID || limited.ReadOnly {
+				t.Errorf("the writable disk is not limited: %s", text)
+			}
+			disk = limited.File
+			disk.Name = limited.Name
+		} else if err := json.Unmarshal([]byte(text), &disk); err != nil {
 			t.Fatal(err)
+		}
+		if disk.Name != fmt.Sprintf("d%d", i) {
+			t.Errorf("disk %d is node %q", i, disk.Name)
 		}
 		if disk.ReadOnly != (i < 3) || !strings.HasPrefix(disk.File.Filename, "/dev/fdset/") || disk.File.Locking != "off" {
 			t.Errorf("disk %d: %s", i, text)
@@ -104,6 +127,14 @@ func TestDisksAreReadOnlyButTheLast(t *testing.T) {
 		if strings.HasPrefix(d, "virtio-blk") != (i < 4) {
 			t.Errorf("device %d is %s: disks must come first", i, d)
 		}
+	}
+}
+
+// The filter of system calls tells the disk's holes from the memory's by size.
+func TestHolesInTheDiskAreSmall(t *testing.T) {
+	limits := fmt.Sprintf(",max-discard-sectors=%d,max-write-zeroes-sectors=%d", jail.DiskDiscard/512, jail.DiskDiscard/512)
+	if d := after(plan().argv(), "-device")[3]; !strings.HasPrefix(d, "virtio-blk-device,drive=d3,") || !strings.Contains(d, limits) {
+		t.Errorf("the writable disk is %s", d)
 	}
 }
 
@@ -273,7 +304,7 @@ func TestCheckpointMustMatch(t *testing.T) {
 
 func TestTemplatesAreFilledOnceAndDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		list := newTemplates(time.Minute)
+		list := newTemplates(time.Minute, func() int64 { return 5 << 20 })
 		kept := func() []string { // the timers of the list run beside the test
 			list.mu.Lock()
 			defer list.mu.Unlock()
@@ -312,24 +343,68 @@ func TestTemplatesAreFilledOnceAndDropped(t *testing.T) {
 		if _, err := files[0].Stat(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("its file is open: %v", err)
 		}
-		for i := range maxTemplates + 3 {
-			id := string(rune('a' + i))
-			e, err := list.acquire(t.Context(), id, fill)
+	})
+}
+
+// A machine uses its template for as long as it lives, and what nobody uses makes
+// room for what comes later: as many bytes as there are, the oldest first.
+func TestUnusedTemplatesAreBoundedInBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := newTemplates(time.Hour, func() int64 { return 5 << 20 })
+		kept := func() string {
+			list.mu.Lock()
+			defer list.mu.Unlock()
+			return strings.Join(slices.Sorted(maps.Keys(list.list)), " ")
+		}
+		use := func(id string, mib int) *template {
+			e, err := list.acquire(t.Context(), id, func(context.Context) (*os.File, error) {
+				f, err := hostproc.FixedMemory(id, 16<<20)
+				if err == nil {
+					_, err = f.Write(make([]byte, mib<<20))
+				}
+				return f, err
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Millisecond)
-			list.release(id, e)
+			return e
 		}
-		if len(kept()) != maxTemplates || slices.Contains(kept(), "a") {
-			t.Errorf("%d are kept", len(kept()))
+		machine := make(chan struct{})
+		list.lend("lent", use("lent", 4), machine)
+		for _, step := range []struct {
+			id   string
+			mib  int
+			want string
+		}{
+			{"a", 2, "a lent"}, {"b", 3, "a b lent"}, {"c", 1, "b c lent"}, // a made room
+			{"b", 3, "b c lent"}, {"d", 2, "b d lent"}, // b was used since c was
+			{"e", 9, "lent"}, // more than there is room for
+		} {
+			e := use(step.id, step.mib)
+			time.Sleep(time.Second)
+			list.release(step.id, e)
+			if got := kept(); got != step.want {
+				t.Errorf("after %s: %s are kept, want %s", step.id, got, step.want)
+			}
+		}
+		time.Sleep(2 * time.Hour)
+		if kept() != "lent" {
+			t.Error("dropped under a machine")
+		}
+		close(machine)
+		time.Sleep(time.Minute)
+		if kept() != "lent" {
+			t.Error("dropped with its machine, and not some time later")
 		}
 		time.Sleep(time.Hour)
+		if kept() != "" {
+			t.Error("never dropped")
+		}
 	})
 }
 
 func TestATemplateThatCannotBeFilled(t *testing.T) {
-	list := newTemplates(time.Minute)
+	list := newTemplates(time.Minute, idleRoom)
 	broken := errors.New("broken")
 	if _, err := list.acquire(t.Context(), "t", func(context.Context) (*os.File, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
