@@ -92,6 +92,9 @@ type FileKeeper interface {
 	// CheckpointFiles is Checkpoint that leaves out memory and processes: a machine
 	// started from it boots, and finds every file that was written. What lies in
 	// file systems that are in memory by nature, such as /tmp on tmpfs, is lost.
+	// A machine that has a kernel of its own may run for a moment in between, so
+	// that it writes out what it has in memory; one that does not answer is an
+	// error, and frozen as before.
 	CheckpointFiles(ctx context.Context, dir string) (*Checkpoint, error)
 }
 

@@ -17,6 +17,7 @@ import (
 	"hearth/internal/driver"
 	"hearth/internal/driver/firecracker/vmm"
 	"hearth/internal/driver/microvm"
+	"hearth/internal/driver/microvm/channel"
 	"hearth/internal/hearth"
 )
 
@@ -33,6 +34,9 @@ const (
 func checkpointFiles() []string {
 	return []string{checkpointState, checkpointMemory, checkpointDisk, checkpointManifest}
 }
+
+// filesOnly are the files of a checkpoint without memory.
+func filesOnly() []string { return []string{checkpointDisk, checkpointManifest} }
 
 // Files in a restored machine's directory. Firecracker tells only what was written
 // since the last snapshot; a checkpoint must hold what was written since the
@@ -84,6 +88,49 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		return nil, diskFull(m.id, err)
 	}
 	return c, nil
+}
+
+// CheckpointFiles writes the frozen machine's disk. The guest's kernel has a part
+// of it in memory, so it runs for as long as it takes to write that out.
+func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Checkpoint, error) {
+	err := m.control(ctx, "checkpoint of files", func(ctx context.Context) error {
+		if m.motion != frozen {
+			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
+		}
+		if err := m.settle(ctx); err != nil {
+			return err
+		}
+		if err := m.writeManifest(dir, nil); err != nil {
+			return err
+		}
+		if err := m.copyDisk(ctx, filepath.Join(dir, checkpointDisk)); err != nil {
+			return err
+		}
+		return syncFiles(dir, checkpointManifest, ".")
+	})
+	if err != nil {
+		return nil, diskFull(m.id, err)
+	}
+	return &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: filesOnly(), FilesOnly: true}, nil
+}
+
+// settle lets the guest write out what it has, and stops it again, whether it did
+// or not. Nobody writes to its disk from then on until it is told its settings.
+func (m *machine) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleTime, fmt.Errorf("the guest did not write out its files in %s", settleTime))
+	defer cancel()
+	m.motion = unsure
+	err := m.api.Resume(ctx)
+	if err == nil {
+		err = m.configure(ctx)
+	}
+	if err == nil {
+		var c *channel.Channel
+		if c, err = m.connected(ctx); err == nil {
+			err = c.Settle(ctx)
+		}
+	}
+	return errors.Join(err, m.pause(context.WithoutCancel(ctx)))
 }
 
 // own names a file of the driver's in the machine's directory.
@@ -219,7 +266,7 @@ func (m *machine) writeManifest(dir string, over *driver.Checkpoint) error {
 		}
 	}
 	if over != nil {
-		below, err := readManifest(over.Dir)
+		below, err := readManifest(over.Dir, checkpointFiles())
 		if err != nil {
 			return hearth.Wrap(hearth.FailedPrecondition, err, "the checkpoint that machine %s was restored from is gone", m.id)
 		}

@@ -53,6 +53,9 @@ func stateOf(p hostproc.Process, spec driver.Spec, o origin) machineState {
 		Process: p, Exe: filepath.Base(o.host.firecracker), UID: int(o.firstUID), Key: o.host.key.String(),
 		Layers: spec.Layers, Guest: o.guest, Resources: spec.Resources, Net: spec.Net, Hostname: spec.Hostname,
 	}
+	if o.from.boots() {
+		return s
+	}
 	for c := spec.From; c != nil; c = c.Base {
 		s.From = append(s.From, base{Dir: c.Dir, Key: c.Key, Files: c.Files})
 	}

@@ -32,10 +32,13 @@ const (
 
 // restoration is a checkpoint that fits.
 type restoration struct {
-	guest  string // guest image, absolute; empty: none
-	id     string // of the checkpoint
-	memory []string
+	guest  string   // guest image, absolute; empty: none
+	id     string   // of the checkpoint
+	memory []string // lowest first; none: of a checkpoint without memory, whose machine boots
 }
+
+// boots says whether a machine boots: r is nil when it begins with an empty disk, too.
+func (r *restoration) boots() bool { return r == nil || len(r.memory) == 0 }
 
 // layered says whether memory lies in more than one file.
 func (r *restoration) layered() bool { return len(r.memory) > 1 }
@@ -46,15 +49,9 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 	r := &restoration{}
 	var above manifest
 	for c := spec.From; c != nil; c = c.Base {
-		if err := h.key.Check(c); err != nil {
-			return nil, err
-		}
-		man, err := readManifest(c.Dir)
+		man, err := h.readFitting(c)
 		if err != nil {
-			return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
-		}
-		if man.Key != c.Key {
-			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint is damaged: it holds another key than it is kept under")
+			return nil, err
 		}
 		if c == spec.From {
 			if r.guest, err = d.checkMatch(man, spec); err != nil {
@@ -64,6 +61,9 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 				return nil, err
 			}
 			r.id = man.ID
+			if c.FilesOnly {
+				return r, nil
+			}
 		} else if man.ID != above.Base {
 			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over another one than it is given with")
 		}
@@ -85,9 +85,28 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 	return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over one that is not given")
 }
 
-func readManifest(dir string) (manifest, error) {
+// readFitting reads a checkpoint's manifest, if it was written on a host like this.
+func (h *host) readFitting(c *driver.Checkpoint) (manifest, error) {
+	if err := h.key.Check(c); err != nil {
+		return manifest{}, err
+	}
+	files := checkpointFiles()
+	if c.FilesOnly {
+		files = filesOnly()
+	}
+	man, err := readManifest(c.Dir, files)
+	if err != nil {
+		return man, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
+	}
+	if man.Key != c.Key {
+		return man, hearth.Errorf(hearth.FailedPrecondition, "checkpoint is damaged: it holds another key than it is kept under")
+	}
+	return man, nil
+}
+
+func readManifest(dir string, files []string) (manifest, error) {
 	var man manifest
-	for _, name := range checkpointFiles() {
+	for _, name := range files {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			return man, err
 		}
@@ -174,7 +193,7 @@ func (d *Driver) furnishRestored(ctx context.Context, spec driver.Spec, o origin
 	if err := os.Chown(j.Path(diskFile), j.UID, j.UID); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "the disk cannot be given to machine %s", spec.ID)
 	}
-	if o.from.layered() && canPage() {
+	if o.from.boots() || o.from.layered() && canPage() {
 		return nil // see load
 	}
 	if !o.from.layered() {

@@ -26,6 +26,7 @@ const (
 	apiTime     = 10 * time.Second // for a monitor to open its socket
 	apiRetry    = 2 * time.Millisecond
 	guestTime   = 60 * time.Second // for a guest to answer after boot or restore
+	settleTime  = 30 * time.Second // for a guest to write out its files
 )
 
 // origin is what a machine is made of, beyond its spec.
@@ -33,7 +34,7 @@ type origin struct {
 	host     *host
 	guest    string // guest image, absolute; empty: none
 	firstUID uint32
-	from     *restoration // nil boots
+	from     *restoration // nil: it begins with nothing
 }
 
 // Start boots or restores a machine. It returns when the guest has answered and
@@ -118,10 +119,10 @@ func (m *machine) begin(ctx context.Context, spec driver.Spec, o origin) error {
 	defer cancel(nil)
 	defer m.cancelAtEnd(cancel)()
 	var err error
-	if o.from != nil {
-		err = m.load(ctx, spec, o)
-	} else {
+	if o.from.boots() {
 		err = m.boot(ctx, spec, o)
+	} else {
+		err = m.load(ctx, spec, o)
 	}
 	if err != nil {
 		return m.startError(ctx, err)
@@ -160,7 +161,7 @@ func (d *Driver) furnish(ctx context.Context, spec driver.Spec, o origin, j jail
 	if o.guest != "" {
 		files[guestFile] = o.guest
 	}
-	if o.from == nil {
+	if o.from.boots() {
 		files[kernelFile], files[initrdFile] = o.host.boot.Kernel, o.host.boot.Initrd
 	} else {
 		files[stateFile] = filepath.Join(spec.From.Dir, checkpointState)

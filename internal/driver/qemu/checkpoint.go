@@ -17,6 +17,7 @@ import (
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/microvm"
+	"hearth/internal/driver/microvm/channel"
 	"hearth/internal/driver/qemu/install"
 	"hearth/internal/driver/qemu/qmp"
 	"hearth/internal/driver/qemu/ram"
@@ -38,6 +39,9 @@ const (
 func checkpointFiles() []string {
 	return []string{manifestFile, deviceFile, indexFile, pagesFile, diskFile}
 }
+
+// filesOnly are the files of a checkpoint without memory.
+func filesOnly() []string { return []string{manifestFile, diskFile} }
 
 // manifest says what a checkpoint is of, and must be restored over.
 type manifest struct {
@@ -65,7 +69,7 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		if m.motion != frozen {
 			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
 		}
-		if err := m.writeManifest(dir); err != nil {
+		if err := m.writeManifest(dir, m.state.Template); err != nil {
 			return err
 		}
 		if err := m.saveDevices(ctx, q, filepath.Join(dir, deviceFile)); err != nil {
@@ -74,16 +78,10 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 		if err := m.saveMemory(ctx, dir); err != nil {
 			return err
 		}
-		if _, err := microvm.CopySparse(ctx, filepath.Join(m.dir, diskFile), filepath.Join(dir, diskFile), microvm.Synced); err != nil {
-			return err
-		}
-		return syncDir(dir)
+		return m.saveDisk(ctx, dir)
 	})
 	if err != nil {
-		if errors.Is(err, unix.ENOSPC) {
-			return nil, hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", m.id)
-		}
-		return nil, err
+		return nil, diskFull(m.id, err)
 	}
 	c := &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: checkpointFiles()}
 	if t := m.state.Template; t != nil {
@@ -92,7 +90,60 @@ func (m *machine) Checkpoint(ctx context.Context, dir string) (*driver.Checkpoin
 	return c, nil
 }
 
-func (m *machine) writeManifest(dir string) error {
+// saveDisk copies the disk, the last of a checkpoint's files.
+func (m *machine) saveDisk(ctx context.Context, dir string) error {
+	if _, err := microvm.CopySparse(ctx, filepath.Join(m.dir, diskFile), filepath.Join(dir, diskFile), microvm.Synced); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// diskFull gives an error for which there was no room its kind.
+func diskFull(id string, err error) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	return hearth.Wrap(hearth.ResourceExhausted, err, "machine %s: no checkpoint: the node's disk is full", id)
+}
+
+// CheckpointFiles writes the frozen machine's disk. The guest's kernel has a part
+// of it in memory, so it runs for as long as it takes to write that out.
+func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Checkpoint, error) {
+	err := m.control(ctx, "checkpoint of files", func(ctx context.Context, q *qmp.Conn) error {
+		if m.motion != frozen {
+			return hearth.Errorf(hearth.FailedPrecondition, "machine %s is not frozen", m.id)
+		}
+		if err := m.settle(ctx, q); err != nil {
+			return err
+		}
+		if err := m.writeManifest(dir, nil); err != nil {
+			return err
+		}
+		return m.saveDisk(ctx, dir)
+	})
+	if err != nil {
+		return nil, diskFull(m.id, err)
+	}
+	return &driver.Checkpoint{Driver: Name, Key: m.state.Key, Dir: dir, Files: filesOnly(), FilesOnly: true}, nil
+}
+
+// settle lets the guest write out what it has, and stops it again, whether it did
+// or not. Nobody writes to its disk from then on until it is told its settings.
+func (m *machine) settle(ctx context.Context, q *qmp.Conn) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleTime, fmt.Errorf("the guest did not write out its files in %s", settleTime))
+	defer cancel()
+	m.motion = unsure
+	err := m.resume(ctx, q, boots)
+	if err == nil {
+		var ch *channel.Channel
+		if ch, _, err = m.link.open(ctx, boots); err == nil {
+			err = ch.Settle(ctx)
+		}
+	}
+	return errors.Join(err, m.stopAgain(ctx, q))
+}
+
+func (m *machine) writeManifest(dir string, over *templateRef) error {
 	man := manifest{ID: rand.Text(), Key: m.state.Key, Resources: m.state.Resources, Network: m.state.Net.Tap != ""}
 	for _, l := range m.state.Layers {
 		id, err := driver.LayerID(l)
@@ -101,8 +152,8 @@ func (m *machine) writeManifest(dir string) error {
 		}
 		man.Layers = append(man.Layers, id)
 	}
-	if m.state.Template != nil {
-		man.Base = m.state.Template.ID
+	if over != nil {
+		man.Base = over.ID
 	}
 	if m.state.Guest != "" {
 		var err error
@@ -304,7 +355,11 @@ func (d *Driver) origin(ctx context.Context, spec driver.Spec) (origin, error) {
 	if c.Key != f.key.String() {
 		return origin{}, hearth.Errorf(hearth.FailedPrecondition, "checkpoint does not fit this host: %s", f.key.difference(c.Key))
 	}
-	man, err := readManifest(c.Dir)
+	files := checkpointFiles()
+	if c.FilesOnly {
+		files = filesOnly()
+	}
+	man, err := readManifest(c.Dir, files)
 	if err != nil {
 		return origin{}, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
@@ -314,7 +369,10 @@ func (d *Driver) origin(ctx context.Context, spec driver.Spec) (origin, error) {
 	if err := microvm.CheckDisk(filepath.Join(c.Dir, diskFile), spec.Resources.DiskMiB); err != nil {
 		return origin{}, err
 	}
-	from.chain, err = resolve(man, c)
+	from.disk = c.Dir
+	if !c.FilesOnly {
+		from.chain, err = resolve(man, c)
+	}
 	return from, err
 }
 
@@ -326,7 +384,7 @@ func resolve(man manifest, c *driver.Checkpoint) (*chain, error) {
 	if c.Base == nil {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint refers to another, which is not here")
 	}
-	base, err := readManifest(c.Base.Dir)
+	base, err := readManifest(c.Base.Dir, checkpointFiles())
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "checkpoint that this one refers to is damaged")
 	}
@@ -336,9 +394,9 @@ func resolve(man manifest, c *driver.Checkpoint) (*chain, error) {
 	return &chain{dir: c.Dir, own: true, template: templateRef{ID: base.ID, Dir: c.Base.Dir, Files: c.Base.Files}}, nil
 }
 
-func readManifest(dir string) (manifest, error) {
+func readManifest(dir string, files []string) (manifest, error) {
 	var man manifest
-	for _, name := range checkpointFiles() {
+	for _, name := range files {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			return man, err
 		}

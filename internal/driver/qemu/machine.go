@@ -326,14 +326,19 @@ func (m *machine) Thaw(ctx context.Context) error {
 		}
 		m.motion = unsure
 		if err := m.resume(ctx, q, boots); err != nil {
-			again, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-			defer cancel()
-			_ = q.Close() // it ended with ctx, and QEMU serves one at a time
-			return errors.Join(err, m.withQMP(again, m.stop))
+			return errors.Join(err, m.stopAgain(ctx, q))
 		}
 		m.motion = runs
 		return nil
 	})
+}
+
+// stopAgain stops a guest whose time to answer, which is q's as well, may be over.
+func (m *machine) stopAgain(ctx context.Context, q *qmp.Conn) error {
+	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	_ = q.Close() // it ended with ctx, and QEMU serves one at a time
+	return m.withQMP(again, m.stop)
 }
 
 // resume lets the guest run and returns when it knows its settings.

@@ -25,6 +25,7 @@ const (
 	// answerTime is what a guest may take until its first process answers, where
 	// the caller is more patient. An emulated one takes 3 to 10 s.
 	answerTime = 60 * time.Second
+	settleTime = 30 * time.Second // for a guest to write out its files
 	pollTime   = 2 * time.Millisecond
 )
 
@@ -72,6 +73,7 @@ type origin struct {
 	guest  string // guest image
 	user   int
 	chain  *chain // what it is restored from; nil boots
+	disk   string // directory of a checkpoint whose disk it has; empty: an empty one
 	memory int64  // bytes
 }
 
@@ -146,10 +148,10 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (star
 // makeDisk makes the writable disk, empty or as it was.
 func (d *Driver) makeDisk(ctx context.Context, spec driver.Spec, from origin) error {
 	path := filepath.Join(spec.Dir, diskFile)
-	if from.chain == nil {
+	if from.disk == "" {
 		return microvm.MakeDisk(ctx, microvm.DiskSpec{Path: path, MiB: spec.Resources.DiskMiB})
 	}
-	_, err := microvm.CopySparse(ctx, filepath.Join(from.chain.dir, diskFile), path, microvm.Cached)
+	_, err := microvm.CopySparse(ctx, filepath.Join(from.disk, diskFile), path, microvm.Cached)
 	return err
 }
 

@@ -220,6 +220,18 @@ func (g *guest) Configure(s channel.Settings) error {
 	return nil
 }
 
+// Settle implements channel.Guest.
+func (g *guest) Settle(ctx context.Context) error {
+	g.v.log.add("guest: settle", nil)
+	switch g.v.script[restlessGuest] {
+	case refuse:
+		return errors.New("the disk is gone")
+	case hang:
+		<-ctx.Done()
+	}
+	return ctx.Err()
+}
+
 // Wait implements channel.Guest.
 func (g *guest) Wait(ctx context.Context) (channel.Exit, error) {
 	select {

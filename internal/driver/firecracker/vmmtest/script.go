@@ -32,10 +32,11 @@ const (
 )
 
 // silentGuest in a script makes a guest that never answers, panickyGuest one that
-// ends as it boots.
+// ends as it boots; restlessGuest says what one does that is to write out its disk.
 const (
-	silentGuest  = "silent guest"
-	panickyGuest = "panicky guest"
+	silentGuest   = "silent guest"
+	panickyGuest  = "panicky guest"
+	restlessGuest = "restless guest"
 )
 
 func readScript(path string) (script, error) {

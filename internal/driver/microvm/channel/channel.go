@@ -116,6 +116,17 @@ func (c *Channel) Configure(ctx context.Context, s Settings) error {
 	return st.Close()
 }
 
+// Settle returns when all that was written in the machine is on its disk, which
+// then stands still: who writes to it waits, until the next Configure, or for
+// half a minute at most.
+func (c *Channel) Settle(ctx context.Context) error {
+	st, _, err := c.ask(ctx, wantSettle, nil)
+	if err != nil {
+		return fmt.Errorf("settle the machine's disk: %w", err)
+	}
+	return st.Close()
+}
+
 // Dial connects to a TCP port inside the guest. The connection has CloseWrite,
 // beside what net.Conn has. A port where nothing listens gives an error that
 // wraps syscall.ECONNREFUSED.

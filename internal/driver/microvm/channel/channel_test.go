@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ type testGuest struct {
 
 	mu       sync.Mutex
 	settings []Settings
+	settled  int
 	conns    sync.WaitGroup
 }
 
@@ -79,6 +81,16 @@ func (g *testGuest) Wait(ctx context.Context) (Exit, error) {
 	case <-ctx.Done():
 		return Exit{}, ctx.Err()
 	}
+}
+
+func (g *testGuest) Settle(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.settled++
+	if g.settled > 1 {
+		return errors.New("the disk is gone")
+	}
+	return nil
 }
 
 func (g *testGuest) Told() { g.told <- struct{}{} }
@@ -158,6 +170,24 @@ func dial(t *testing.T, c *Channel, port uint16) *stream {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn.(*stream)
+}
+
+// Settle comes back when the guest has settled, with its word when it could not;
+// not before the guest was configured.
+func TestSettle(t *testing.T) {
+	g := newTestGuest()
+	c := connect(t, g)
+	if err := c.Settle(t.Context()); err != nil || g.settled != 1 {
+		t.Errorf("%v, settled %d times", err, g.settled)
+	}
+	if err := c.Settle(t.Context()); hearth.KindOf(err) != hearth.Unavailable || !strings.Contains(err.Error(), "the disk is gone") {
+		t.Errorf("the guest could not: %v", err)
+	}
+	a, b := pair(t)
+	serve(t, b, g)
+	if err := open(t, a).Settle(t.Context()); hearth.KindOf(err) != hearth.FailedPrecondition {
+		t.Errorf("before it was configured: %v", err)
+	}
 }
 
 func TestEchoWithHalfClose(t *testing.T) {

@@ -20,6 +20,7 @@ const (
 	wantDial      = 'd' // payload: the port, a uint16
 	wantConfigure = 'c' // payload: Settings as JSON
 	wantExit      = 'w' // no payload; the answer is Exit as JSON
+	wantSettle    = 's' // no payload; answered when the disk is whole and stands still
 
 	statusOK      = 'k' // payload: the answer, if any
 	statusRefused = 'r' // nothing listens on the port

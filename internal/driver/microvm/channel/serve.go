@@ -27,6 +27,9 @@ type Guest interface {
 	Dial(ctx context.Context, port uint16) (net.Conn, error)
 	// Configure makes the settings hold. Calls do not overlap.
 	Configure(s Settings) error
+	// Settle puts all that was written on the disk, and lets nobody write to it
+	// until Configure is called, or for a while. Configure does not wait for it.
+	Settle(ctx context.Context) error
 	// Wait returns when the first program has ended.
 	Wait(ctx context.Context) (Exit, error)
 	// Told is called when a host has been told of that end.
@@ -94,6 +97,13 @@ func (h *host) serve(st *stream) {
 		return
 	case wantConfigure:
 		err = h.configure(payload)
+	case wantSettle:
+		if !h.configured.Load() {
+			_ = writeMessage(st, statusSealed, nil)
+			_ = st.Close()
+			return
+		}
+		err = h.guest.Settle(h.ctx)
 	case wantExit:
 		h.exit(st)
 		return

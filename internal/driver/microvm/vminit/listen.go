@@ -147,6 +147,7 @@ func (m *machine) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 
 // Configure implements channel.Guest.
 func (m *machine) Configure(s channel.Settings) error {
+	m.disk.thaw()
 	if err := stir(s.Seed); err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}

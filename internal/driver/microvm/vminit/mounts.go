@@ -87,21 +87,15 @@ func mountRoot(o options) error {
 	}
 	slices.Reverse(lower) // overlayfs wants the highest first
 	// Blocks of deleted files are given back to the host.
-	if err := mountDisk(o.disk, mount{"/disk", "", "ext4", unix.MS_NOATIME, "discard"}); err != nil {
+	if err := mountDisk(o.disk, mount{diskMount, "", "ext4", unix.MS_NOATIME, "discard"}); err != nil {
 		return err
 	}
-	_ = os.Remove("/disk/lost+found")
-	for _, d := range []string{"/disk/upper", "/disk/work"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
-	}
-	if err := copyRootMode(lower[0]); err != nil {
+	if err := prepareDisk(lower[0]); err != nil {
 		return err
 	}
-	// The disk never outlives the memory of the machine that writes it, so
-	// nothing in it need be synced.
-	data := "redirect_dir=on,volatile,upperdir=/disk/upper,workdir=/disk/work,lowerdir=" + strings.Join(lower, ":")
+	// Nothing in it need be synced: a disk outlives the memory of the machine that
+	// writes it only when the host asked for that (see disk).
+	data := "redirect_dir=on,volatile,upperdir=" + diskMount + "/upper,workdir=" + diskMount + "/work,lowerdir=" + strings.Join(lower, ":")
 	if err := mountAll([]mount{{newRoot, "overlay", "overlay", unix.MS_NOATIME, data}}); err != nil {
 		return err
 	}
@@ -111,13 +105,33 @@ func mountRoot(o options) error {
 	return nil
 }
 
+// prepareDisk makes what overlayfs wants on the disk. One that has been another
+// machine's has its files already, and a mark that it was not unmounted, in work.
+func prepareDisk(highest string) error {
+	_ = os.Remove(diskMount + "/lost+found")
+	if err := os.RemoveAll(diskMount + "/work"); err != nil {
+		return err
+	}
+	if err := os.Mkdir(diskMount+"/work", 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(diskMount+"/upper", 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return copyRootMode(highest)
+}
+
 // copyRootMode gives the root directory the mode and owner of the highest layer's.
 func copyRootMode(layer string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(layer, &st); err != nil {
 		return err
 	}
-	return errors.Join(unix.Chmod("/disk/upper", st.Mode&0o7777), unix.Chown("/disk/upper", int(st.Uid), int(st.Gid)))
+	return errors.Join(unix.Chmod(diskMount+"/upper", st.Mode&0o7777), unix.Chown(diskMount+"/upper", int(st.Uid), int(st.Gid)))
 }
 
 // mountDisk mounts a disk once it has appeared.

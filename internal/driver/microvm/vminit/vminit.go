@@ -57,6 +57,7 @@ func Main() {
 type machine struct {
 	options options
 	net     network
+	disk    disk
 
 	end   sync.Once
 	ended chan struct{} // closed once exit is set
