@@ -87,7 +87,7 @@ var admitted = map[string][]string{
 	"gvisor.dev/gvisor":                      {"internal/driver/gvisor"},
 	"github.com/opencontainers":              {"internal/driver/gvisor"},
 	"github.com/google/subcommands":          {"internal/driver/gvisor"}, // the type of gVisor's commands
-	"github.com/vishvananda/netlink":         {"internal/netns"},
+	"github.com/vishvananda/netlink":         {"internal/netns", "internal/driver/qemu/tap"},
 	"github.com/vishvananda/netns":           {"internal/netns"},
 	"github.com/google/nftables":             {"internal/netns"},
 	"github.com/mdlayher/netlink":            {"internal/netns"}, // socket options of nftables' connections

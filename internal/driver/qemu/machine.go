@@ -20,6 +20,7 @@ import (
 	"hearth/internal/driver/microvm/channel"
 	"hearth/internal/driver/qemu/jail"
 	"hearth/internal/driver/qemu/qmp"
+	"hearth/internal/driver/qemu/tap"
 	"hearth/internal/driver/qemu/tenure"
 	"hearth/internal/hearth"
 )
@@ -363,7 +364,7 @@ func (m *machine) Usage(context.Context) (driver.Usage, error) {
 	c := m.d.cgroup(m.id)
 	own, _ := c.Memory() // files are the template's
 	u := driver.Usage{CPU: c.CPUTime(), Memory: own, MemoryMax: memoryLimit(m.state.Resources, m.state.Accelerator, false)}
-	u.RxBytes, u.TxBytes = traffic(m.state.Net)
+	u.RxBytes, u.TxBytes = tap.Traffic(m.state.Net)
 	return u, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"hearth/internal/driver/microvm"
 	"hearth/internal/driver/qemu/jail"
 	"hearth/internal/driver/qemu/qmp"
+	"hearth/internal/driver/qemu/tap"
 	"hearth/internal/hearth"
 )
 
@@ -187,11 +188,11 @@ func (d *Driver) pack(spec driver.Spec, from origin, bag *jail.Baggage) (bluepri
 		return b, err
 	}
 	if spec.Net.Tap != "" {
-		tap, err := openTap(spec.Net)
+		device, err := tap.Open(spec.Net, microvm.RatesOf(spec.Resources).NetBytes)
 		if err != nil {
 			return b, err
 		}
-		b.Tap, b.MAC = bag.Add(tap), spec.Net.MAC.String()
+		b.Tap, b.MAC = bag.Add(device), spec.Net.MAC.String()
 	}
 	return b, nil
 }

@@ -1,0 +1,53 @@
+package tap
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"hearth/internal/driver"
+)
+
+// A tap that is wired to a veth, as a slot has it, is held to its rate both ways.
+func TestRatesHoldBothWays(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	name := fmt.Sprintf("hqr%d", os.Getpid())
+	ip := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	ip("netns", "add", name)
+	t.Cleanup(func() { ip("netns", "del", name) })
+	ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	ip("-n", name, "tuntap", "add", "tap0", "mode", "tap", "vnet_hdr")
+	a := driver.Attachment{NetNS: "/run/netns/" + name, Device: "eth0", Tap: "tap0"}
+	for _, rate := range []int64{125_000_000, 5_000_000_000} {
+		f, err := Open(a, rate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		for device, limited := range map[string]bool{"tap0": true, "eth0": true, "eth1": false} {
+			out := ip("-n", name, "-details", "link", "show", device)
+			if got := strings.Contains(out, "qdisc tbf"); got != limited {
+				t.Errorf("%s is limited %t: %s", device, got, out)
+			}
+		}
+	}
+	if rx, tx := Traffic(a); rx != 0 || tx != 0 {
+		t.Errorf("a tap that nobody used has received %d bytes and sent %d", rx, tx)
+	}
+	a.Tap = "tap9"
+	if f, err := Open(a, 1000); err == nil {
+		f.Close()
+		t.Error("a tap was made")
+	}
+}
