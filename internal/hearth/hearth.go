@@ -97,6 +97,8 @@ type Network struct {
 type Lifecycle struct {
 	PauseFiles bool          `json:"pause_files,omitempty"` // a pause that nobody asked for keeps files alone, no memory
 	Idle       time.Duration `json:"idle,omitempty"`        // without use for so long it is paused; 0: never
+	History    int64         `json:"history,omitempty"`     // bytes that its steps may occupy; 0: none are taken
+	Steps      int64         `json:"steps,omitempty"`       // number of the last step, counted from 1
 
 	// DropsMemory says that the pause under way keeps files alone.
 	DropsMemory bool `json:"drops_memory,omitempty"`
@@ -183,6 +185,7 @@ const (
 	OwnedSnapshot SnapshotKind = ""     // a build's warm one, or what a paused sandbox is: goes with its owner
 	KeptSnapshot  SnapshotKind = "kept" // somebody asked for it: stays until somebody deletes it
 	ForkSnapshot  SnapshotKind = "fork" // the start of forks: goes when they have started
+	StepSnapshot  SnapshotKind = "step" // after a command or cell: goes when its sandbox's history is thinned, or with the sandbox
 )
 
 // SnapshotStatus says what can be done with a snapshot.
@@ -194,6 +197,7 @@ const (
 	SnapshotTaking  SnapshotStatus = "taking"  // the node writes it, or died over it
 	SnapshotDropped SnapshotStatus = "dropped" // deleted; its files stay while somebody needs them
 	SnapshotGone    SnapshotStatus = "gone"    // without files: only what came after it is left
+	SnapshotFailed  SnapshotStatus = "failed"  // a step that could not be taken: without files, Reason says why
 )
 
 // Snapshot is a frozen sandbox.
@@ -218,6 +222,21 @@ type Snapshot struct {
 	Status    SnapshotStatus
 	After     SnapshotID // the one before it in its sandbox's line, through forks; empty for the first
 	Resources Resources  // of the machine, and of every machine restored from it
+	Step      int64      // its number in its sandbox's history; 0: it is none
+	Label     string     // what ran in the step, for people
+	Reason    string     // why Status is failed, safe to show
+}
+
+// Bytes is what the snapshot's own files occupy, without what they refer to.
+func (s *Snapshot) Bytes() (sum int64) {
+	for _, f := range s.Files {
+		if f.Stored > 0 {
+			sum += f.Stored
+		} else {
+			sum += f.Bytes
+		}
+	}
+	return sum
 }
 
 // File is one file of a snapshot, kept as a blob.
@@ -225,6 +244,7 @@ type File struct {
 	Name   string // as the driver knows it; a plain name, no slashes
 	Blob   string // key in the blob store
 	Bytes  int64
+	Stored int64  `json:",omitempty"` // of Bytes those that are not holes, when it was written; 0: not known
 	SHA256 string // lower-case hex
 }
 

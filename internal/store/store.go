@@ -148,6 +148,7 @@ type SnapshotFilter struct {
 type SnapshotUses struct {
 	Sandboxes int // not stopped, that are paused in it or being started from it
 	Heirs     int // sandboxes not stopped, and snapshots, that come after it in a line
+	Others    int // of the heirs those that are not, or not of, its own sandbox
 }
 
 // Teams keeps teams and the hashes of their API keys.

@@ -84,6 +84,7 @@ func (s *Store) SnapshotUses(_ context.Context, id hearth.SnapshotID) (store.Sna
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var u store.SnapshotUses
+	own := s.snapshots[id]
 	for _, sb := range s.sandboxes {
 		if sb.State == hearth.Stopped {
 			continue
@@ -93,11 +94,17 @@ func (s *Store) SnapshotUses(_ context.Context, id hearth.SnapshotID) (store.Sna
 		}
 		if sb.Head == id {
 			u.Heirs++
+			if own != nil && sb.ID != own.Sandbox {
+				u.Others++
+			}
 		}
 	}
 	for _, snap := range s.snapshots {
 		if snap.After == id {
 			u.Heirs++
+			if own != nil && snap.Sandbox != own.Sandbox {
+				u.Others++
+			}
 		}
 	}
 	return u, nil

@@ -11,12 +11,13 @@ import (
 )
 
 const snapshotColumns = `id, build, parent, base, driver, host_key, memory, files_json, created_at,
-	sandbox, team, template, alias, tag, kind, status, after, resources_json`
+	sandbox, team, template, alias, tag, kind, status, after, resources_json, step, label, reason`
 
 func scanSnapshot(row scanner) (*hearth.Snapshot, error) {
 	var s hearth.Snapshot
 	err := row.Scan(&s.ID, &s.Build, &s.Parent, &s.Base, &s.Driver, &s.Key, &s.Memory, fromJSON{&s.Files}, at{&s.Created},
-		&s.Sandbox, &s.Team, &s.Template, &s.Alias, &s.Tag, &s.Kind, &s.Status, &s.After, fromJSON{&s.Resources})
+		&s.Sandbox, &s.Team, &s.Template, &s.Alias, &s.Tag, &s.Kind, &s.Status, &s.After, fromJSON{&s.Resources},
+		&s.Step, &s.Label, &s.Reason)
 	return &s, err
 }
 
@@ -33,6 +34,7 @@ func snapshotValues(snap *hearth.Snapshot) ([]any, error) {
 	return []any{
 		snap.ID, snap.Build, snap.Parent, snap.Base, snap.Driver, snap.Key, snap.Memory, files, nanos(snap.Created),
 		snap.Sandbox, snap.Team, snap.Template, snap.Alias, snap.Tag, snap.Kind, snap.Status, snap.After, resources,
+		snap.Step, snap.Label, snap.Reason,
 	}, nil
 }
 
@@ -142,7 +144,10 @@ func (s *Store) SnapshotUses(ctx context.Context, id hearth.SnapshotID) (store.S
 	err := s.read.QueryRowContext(ctx, `SELECT
 		(SELECT COUNT(*) FROM sandboxes WHERE snapshot = ? AND snapshot <> '' AND state <> 'stopped'),
 		(SELECT COUNT(*) FROM sandboxes WHERE head = ? AND head <> '' AND state <> 'stopped') +
-		(SELECT COUNT(*) FROM snapshots WHERE after = ? AND after <> '')`, id, id, id).Scan(&u.Sandboxes, &u.Heirs)
+		(SELECT COUNT(*) FROM snapshots WHERE after = ? AND after <> ''),
+		(SELECT COUNT(*) FROM sandboxes b, snapshots s WHERE s.id = ? AND b.head = s.id AND b.head <> '' AND b.state <> 'stopped' AND b.id <> s.sandbox) +
+		(SELECT COUNT(*) FROM snapshots n, snapshots s WHERE s.id = ? AND n.after = s.id AND n.after <> '' AND n.sandbox <> s.sandbox)`,
+		id, id, id, id, id).Scan(&u.Sandboxes, &u.Heirs, &u.Others)
 	if err != nil {
 		return u, failed(err, "the metadata store could not be read")
 	}

@@ -16,7 +16,8 @@ func snapshots(t *testing.T, s store.Store) {
 	a := &hearth.Snapshot{ID: "s1", Build: "b1", Parent: "s0", Base: "s0", Driver: "gvisor", Key: "v1/cpu", Memory: true,
 		Files: []hearth.File{{Name: "memory", Blob: "a/b", Bytes: 1 << 40, SHA256: "ff"}}, Created: epoch,
 		Sandbox: "i1", Team: "t1", Template: "tpl", Alias: "golden", Tag: "v1", Kind: hearth.KeptSnapshot,
-		Status: hearth.SnapshotTaking, After: "s0", Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024}}
+		Status: hearth.SnapshotTaking, After: "s0", Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024},
+		Step: 1 << 40, Label: "echo \"ä\"", Reason: "the node's disk is full"}
 	b := &hearth.Snapshot{ID: "s0", Created: epoch.Add(-time.Hour)}
 	ok(t, s.CreateSnapshot(ctx, a))
 	ok(t, s.CreateSnapshot(ctx, b))
@@ -131,11 +132,11 @@ func snapshotUses(t *testing.T, s store.Store) {
 	for _, sb := range []*hearth.Sandbox{paused, heir, stopped} {
 		ok(t, s.CreateSandbox(ctx, sb))
 	}
-	ok(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s1", Created: epoch}))
-	ok(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s2", After: "s1", Created: epoch}))
+	ok(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s1", Sandbox: "i2", Created: epoch}))
+	ok(t, s.CreateSnapshot(ctx, &hearth.Snapshot{ID: "s2", Sandbox: "i4", After: "s1", Created: epoch}))
 	uses, err := s.SnapshotUses(ctx, "s1")
 	ok(t, err)
-	same(t, "uses", uses, store.SnapshotUses{Sandboxes: 1, Heirs: 2})
+	same(t, "uses", uses, store.SnapshotUses{Sandboxes: 1, Heirs: 2, Others: 1})
 	uses, err = s.SnapshotUses(ctx, "s2")
 	ok(t, err)
 	same(t, "uses of the last one", uses, store.SnapshotUses{})

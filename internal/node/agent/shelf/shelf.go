@@ -143,7 +143,7 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		if err != nil {
 			return nil, err
 		}
-		f := hearth.File{Name: name, Blob: prefix(snap.ID) + name, Bytes: n, SHA256: sum}
+		f := hearth.File{Name: name, Blob: prefix(snap.ID) + name, Bytes: n, Stored: stored(file, n), SHA256: sum}
 		if err := s.blobs.Adopt(ctx, f.Blob, file); err != nil {
 			return nil, DiskError(err, "the snapshot cannot be kept")
 		}
