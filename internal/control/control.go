@@ -23,6 +23,7 @@ import (
 	"hearth/internal/control/archive"
 	"hearth/internal/control/catalog"
 	"hearth/internal/control/due"
+	"hearth/internal/control/history"
 	"hearth/internal/control/lanes"
 	"hearth/internal/control/retry"
 	"hearth/internal/control/routes"
@@ -60,9 +61,10 @@ type tokens interface {
 	Traffic(id hearth.SandboxID) string
 }
 
-// shelf removes the files of a snapshot; a missing one is not an error.
+// shelf has the files of snapshots.
 type shelf interface {
-	Remove(ctx context.Context, id hearth.SnapshotID) error
+	archive.Shelf
+	history.Shelf
 }
 
 // Deps is what a controller is made of. Every field but Limits and Unused is required.
@@ -115,7 +117,6 @@ type Controller struct {
 	store  metadata
 	nodes  nodes
 	tokens tokens
-	shelf  shelf
 	now    func() time.Time
 	log    *slog.Logger
 	limits Limits
@@ -126,6 +127,7 @@ type Controller struct {
 	due     *due.Queue
 	unclear lanes.Set // sandboxes whose last step has an unknown end
 	archive *archive.Archive
+	history *history.Keeper
 	catalog *catalog.Catalog
 	gates   gates
 	samples *usage.Samples
@@ -139,7 +141,7 @@ type Controller struct {
 func New(d Deps) *Controller {
 	life, end := context.WithCancelCause(context.Background())
 	c := &Controller{
-		store: d.Store, nodes: d.Nodes, tokens: d.Tokens, shelf: d.Shelf, now: d.Now, log: d.Log,
+		store: d.Store, nodes: d.Nodes, tokens: d.Tokens, now: d.Now, log: d.Log,
 		limits: d.Limits.withDefaults(), unused: d.Unused, table: routes.New(), due: due.New(), samples: usage.New(), gates: newGates(), life: life, end: end,
 	}
 	c.lanes = lanes.New(life, &c.work)
@@ -149,6 +151,9 @@ func New(d Deps) *Controller {
 		Detached: func(ctx context.Context) (context.Context, context.CancelFunc) {
 			return c.detached(ctx, c.limits.StoreTimeout)
 		},
+	})
+	c.history = history.New(history.Deps{
+		Store: d.Store, Archive: c.archive, Shelf: d.Shelf, Lanes: c.lanes, Go: c.work.Go, Log: d.Log, Take: c.takeStep,
 	})
 	return c
 }

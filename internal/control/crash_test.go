@@ -43,6 +43,12 @@ func everyStep() []step {
 		{"kill a fork", []string{"create", "fork"}, "kill", ""},
 		{"rollback", []string{"create", "snapshot"}, "rollback", hearth.Running},
 		{"rollback of a resumed one", []string{"create", "snapshot", "pause", "connect"}, "rollback", hearth.Running},
+		{"step", []string{"create with history"}, "step", hearth.Running},
+		{"step that thins", []string{"create with history", "many steps"}, "step", hearth.Running},
+		{"step after a rollback", []string{"create with history", "step", "step", "rollback to step"}, "step", hearth.Running},
+		{"rollback to a step", []string{"create with history", "step", "step"}, "rollback to step", hearth.Running},
+		{"kill with a history", []string{"create with history", "step", "snapshot", "step", "rollback to step"}, "kill", hearth.Stopped},
+		{"kill what another was made from", []string{"create with history", "step", "create from snapshot"}, "kill", ""},
 		{"kill with snapshots", []string{"create", "snapshot", "rollback"}, "kill", hearth.Stopped},
 	}
 }
@@ -139,7 +145,7 @@ func TestStorm(t *testing.T) {
 			}
 			var callers sync.WaitGroup
 			whats := []string{"pause", "connect", "kill", "timeout", "extend", "network", "die", "connect", "pause", "create",
-				"snapshot", "fork", "rollback", "delete snapshot", "create from snapshot", "rollback"}
+				"snapshot", "fork", "rollback", "delete snapshot", "create from snapshot", "rollback", "create with history", "step", "step"}
 			for i := range 12 {
 				callers.Go(func() {
 					for k := range 8 {

@@ -39,6 +39,7 @@ func (c *Controller) startFrom(ctx context.Context, sb *hearth.Sandbox, snap *he
 	}
 	now := c.clock()
 	sb.ID, sb.State, sb.Generation, sb.Launch = hearth.NewSandboxID(), hearth.Creating, 1, 1
+	sb.Lifecycle.Steps, sb.Lifecycle.DropsMemory = 0, false // of the original's own life
 	sb.Template, sb.Build, sb.Resources, sb.Head = snap.Template, snap.Build, snap.Resources, snap.ID
 	sb.CreatedAt, sb.StartedAt, sb.EndsAt = now, now, now.Add(sb.Timeout)
 	if err := c.table.Admit(c.route(sb), c.limits.Sandboxes); err != nil {

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"hearth/internal/control"
+	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
 	"hearth/internal/store"
 )
@@ -32,7 +33,7 @@ func (a action) String() string {
 func actions() *rapid.Generator[action] {
 	return rapid.Custom(func(t *rapid.T) action {
 		return action{
-			what: rapid.SampledFrom([]string{"create", "create", "create paused on timeout", "pause", "pause", "connect", "connect",
+			what: rapid.SampledFrom([]string{"create", "create", "create paused on timeout", "create with history", "step", "step", "many steps", "rollback to step", "pause", "pause", "connect", "connect",
 				"snapshot", "snapshot", "fork", "rollback", "rollback", "delete snapshot", "create from snapshot",
 				"kill", "timeout", "extend", "network", "die", "lose", "restart", "wait", "busy", "well"}).Draw(t, "what"),
 			who:   rapid.IntRange(0, 5).Draw(t, "who"),
@@ -108,6 +109,16 @@ func act(ctx context.Context, w *world, p *process, a action) {
 		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d})
 	case "create paused on timeout":
 		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d, OnTimeout: hearth.PauseOnTimeout})
+	case "create with history":
+		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d, Lifecycle: hearth.Lifecycle{History: wish.LeastHistory}})
+	case "step":
+		err = p.Step(ctx, id, "echo")
+	case "many steps":
+		for range 24 {
+			err = errors.Join(err, p.Step(ctx, id, "echo"))
+		}
+	case "rollback to step":
+		_, err = p.RollbackTo(ctx, "t1", id, int64(a.secs%4+1))
 	case "pause":
 		err = p.Pause(ctx, "t1", id)
 	case "connect":

@@ -181,6 +181,7 @@ func (c *Controller) tidy(ctx context.Context) {
 				c.settleLater(ctx, id, nil)
 			})
 		}
+		c.history.Retry(ctx)
 		now := c.clock()
 		missed, err := c.store.DueSandboxes(ctx, now.Add(-c.limits.Settle), dueBatch)
 		for _, id := range missed {
@@ -189,7 +190,7 @@ func (c *Controller) tidy(ctx context.Context) {
 		due := []hearth.SnapshotStatus{hearth.SnapshotDropped}
 		if err == nil && now.Sub(purged) >= purgeEvery {
 			purged, due = now, append(due, hearth.SnapshotGone)
-			err = c.store.PurgeSandboxes(ctx, now.Add(-c.limits.Retention))
+			err = errors.Join(c.store.PurgeSandboxes(ctx, now.Add(-c.limits.Retention)), c.history.Sweep(ctx))
 		}
 		if err == nil {
 			err = c.archive.Sweep(ctx, due...)

@@ -71,13 +71,25 @@ func (c *Controller) snapshot(ctx context.Context, sb *hearth.Sandbox, want hear
 	row := hearth.Snapshot{
 		ID: want.ID, Kind: want.Kind, Status: hearth.SnapshotTaking, Created: c.clock(),
 		Sandbox: sb.ID, Team: sb.Team, Template: sb.Template, Build: sb.Build, After: sb.Head, Resources: sb.Resources,
+		Step: want.Step, Label: want.Label,
 	}
 	ready, err := c.write(ctx, sb, row, want)
 	if err != nil {
-		c.archive.Discard(ctx, want.ID)
+		c.abandon(ctx, want, err)
 		return nil, hearth.Wrap(hearth.KindOf(err), err, "Error snapshotting sandbox - %s", shown(err))
 	}
 	return ready, nil
+}
+
+// abandon gives up a snapshot that could not be taken; of a step there remains why.
+func (c *Controller) abandon(ctx context.Context, want hearth.Snapshot, cause error) {
+	if want.Kind != hearth.StepSnapshot {
+		c.archive.Discard(ctx, want.ID)
+		return
+	}
+	if err := c.archive.Fail(ctx, want.ID, shown(cause)); err != nil {
+		c.log.Warn("a failed step is not written down yet", "snapshot", want.ID, "err", err)
+	}
 }
 
 // write takes a snapshot from its row to ready, and makes it its sandbox's head.
@@ -101,6 +113,7 @@ func (c *Controller) write(ctx context.Context, sb *hearth.Sandbox, row, want he
 	return c.archive.Rewrite(ctx, row.ID, func(s *hearth.Snapshot) {
 		next := *snap // what the node knows
 		next.Sandbox, next.Template, next.Kind, next.After = row.Sandbox, row.Template, row.Kind, row.After
+		next.Step, next.Label = row.Step, row.Label
 		next.Resources, next.Alias, next.Tag, next.Status = row.Resources, want.Alias, want.Tag, hearth.SnapshotReady
 		*s = next
 	})

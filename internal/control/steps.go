@@ -70,6 +70,9 @@ func (c *Controller) clear(ctx context.Context, sb *hearth.Sandbox) (*hearth.San
 		return nil
 	})
 	if err == nil {
+		if sb.Lifecycle.Steps > 0 {
+			c.history.End(ctx, sb.Team, sb.ID)
+		}
 		c.archive.Tidy(ctx, sb.Head) // it may have been the last to come after it
 	}
 	return stopped, err

@@ -12,6 +12,7 @@ func (c *Controller) route(sb *hearth.Sandbox) Route {
 	r := Route{
 		Sandbox: sb.ID, Team: sb.Team, Node: sb.Node, State: sb.State, Launch: sb.Launch,
 		Network: sb.Network, AutoResume: sb.AutoResume, Idle: sb.Lifecycle.Idle, Since: sb.StartedAt,
+		History: sb.Lifecycle.History > 0,
 	}
 	if !sb.Open {
 		r.Access = c.tokens.Access(sb.ID)

@@ -36,6 +36,9 @@ type world struct {
 	starts   int
 	wrong    []string
 
+	bytes   int64             // of a snapshot's file
+	beneath []hearth.Snapshot // what snapshots lie on
+
 	delay  map[string]time.Duration // how long a node's call takes
 	refuse map[string]error         // what a node's call fails with, without effect
 }
@@ -46,7 +49,7 @@ func newWorld(t *testing.T) *world {
 		machines: map[hearth.NodeID]map[hearth.SandboxID]*node.Instance{"n1": {}, "n2": {}},
 		over:     map[hearth.SandboxID]int64{}, files: map[hearth.SnapshotID]hearth.SandboxID{"warm": ""},
 		policies: map[hearth.SandboxID]hearth.Network{}, events: map[int]chan node.Event{},
-		delay: map[string]time.Duration{}, refuse: map[string]error{},
+		bytes: 1000, delay: map[string]time.Duration{}, refuse: map[string]error{},
 	}
 	ctx := context.Background()
 	now := time.Now().UTC()
@@ -190,7 +193,7 @@ func (h host) Snapshot(ctx context.Context, id hearth.SandboxID, req node.Snapsh
 	}
 	w.files[req.Into] = id
 	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: "fake", Memory: true, Created: time.Now(), Sandbox: id,
-		Files: []hearth.File{{Name: "memory", Bytes: 1000}}}, nil
+		Files: []hearth.File{{Name: "memory", Bytes: w.bytes}}}, nil
 }
 
 func (h host) Stop(ctx context.Context, id hearth.SandboxID, _ string) error {
@@ -293,6 +296,13 @@ func (w *world) Remove(_ context.Context, id hearth.SnapshotID) error {
 	}
 	delete(w.files, id)
 	return nil
+}
+
+// Beneath implements the controller's shelf.
+func (w *world) Beneath(context.Context, []hearth.SnapshotID) ([]hearth.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.beneath, nil
 }
 
 type testTokens struct{}
@@ -463,6 +473,11 @@ func (f faultyShelf) Remove(ctx context.Context, id hearth.SnapshotID) error {
 	return f.p.through(func() error { return f.p.w.Remove(ctx, id) })
 }
 
+func (f faultyShelf) Beneath(ctx context.Context, ids []hearth.SnapshotID) (list []hearth.Snapshot, err error) {
+	err = f.p.through(func() error { list, err = f.p.w.Beneath(ctx, ids); return err })
+	return list, err
+}
+
 // faultyStore checks every write of a sandbox against the state table.
 type faultyStore struct {
 	*memstore.Store
@@ -522,6 +537,11 @@ func (f *faultyStore) Snapshot(ctx context.Context, id hearth.SnapshotID) (s *he
 func (f *faultyStore) UpdateSnapshot(ctx context.Context, id hearth.SnapshotID, change func(*hearth.Snapshot) error) (s *hearth.Snapshot, err error) {
 	err = f.p.through(func() error { s, err = f.Store.UpdateSnapshot(ctx, id, change); return err })
 	return s, err
+}
+
+func (f *faultyStore) FindSnapshots(ctx context.Context, filter store.SnapshotFilter, p store.Page) (l []*hearth.Snapshot, next string, err error) {
+	err = f.p.through(func() error { l, next, err = f.Store.FindSnapshots(ctx, filter, p); return err })
+	return l, next, err
 }
 
 func (f *faultyStore) SnapshotUses(ctx context.Context, id hearth.SnapshotID) (u store.SnapshotUses, err error) {
@@ -598,8 +618,15 @@ func (w *world) audit(p *process) []string {
 		case used[s.ID]:
 		case s.Kind != hearth.OwnedSnapshot && s.Kind != hearth.ForkSnapshot && s.Status == hearth.SnapshotReady:
 			used[s.ID] = true
+			if sb := rowOf(rows, s.Sandbox); s.Kind == hearth.StepSnapshot && (sb == nil || sb.State == hearth.Stopped || s.Step == 0 || s.Step > sb.Lifecycle.Steps) {
+				w.bad("step %+v is left of %+v", s, sb)
+			}
 			if !there || s.Sandbox == "" || s.Team == "" || len(s.Files) == 0 {
 				w.bad("snapshot %+v is offered; it has files: %t", s, there)
+			}
+		case s.Status == hearth.SnapshotFailed:
+			if sb := rowOf(rows, s.Sandbox); s.Kind != hearth.StepSnapshot || s.Reason == "" || sb == nil || sb.State == hearth.Stopped {
+				w.bad("the failed snapshot %+v is left of %+v", s, sb)
 			}
 		case s.Status == hearth.SnapshotGone:
 			if u, err := w.store.SnapshotUses(ctx, s.ID); err != nil || u.Heirs == 0 {

@@ -154,6 +154,66 @@ func (a *Archive) Drop(ctx context.Context, id hearth.SnapshotID) error {
 	return err
 }
 
+// Fail notes that a step could not be taken, unless it is whole after all. What was
+// written of it goes, now or with its row.
+func (a *Archive) Fail(ctx context.Context, id hearth.SnapshotID, reason string) error {
+	ctx, cancel := a.deps.Detached(ctx)
+	defer cancel()
+	err := retry.Do(ctx, 4, func() error {
+		_, err := a.deps.Store.UpdateSnapshot(ctx, id, func(s *hearth.Snapshot) error {
+			if s.Status != hearth.SnapshotTaking {
+				return errMoved
+			}
+			s.Status, s.Reason, s.Files = hearth.SnapshotFailed, reason, nil
+			return nil
+		})
+		return err
+	})
+	if errors.Is(err, errMoved) || missing(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return retry.Do(ctx, 4, func() error { return a.deps.Shelf.Remove(ctx, id) })
+}
+
+// Keep makes a step a snapshot that stays until somebody deletes it, and gives it
+// a name unless that is empty.
+func (a *Archive) Keep(ctx context.Context, id hearth.SnapshotID, alias, tag string) (*hearth.Snapshot, error) {
+	return a.Rewrite(ctx, id, func(s *hearth.Snapshot) {
+		s.Kind = hearth.KeptSnapshot
+		if alias != "" {
+			s.Alias, s.Tag = alias, tag
+		}
+	})
+}
+
+// Splice takes a snapshot out of its line and drops it: those of its sandbox that
+// come after it, which the caller has just read under the sandbox's lock, come
+// after the one before it then, so that a long line does not fill with rows.
+func (a *Archive) Splice(ctx context.Context, snap *hearth.Snapshot, of []*hearth.Snapshot) error {
+	for _, heir := range of {
+		if heir.After != snap.ID {
+			continue
+		}
+		_, err := a.Rewrite(ctx, heir.ID, func(s *hearth.Snapshot) {
+			if s.After == snap.ID {
+				s.After = snap.After
+			}
+		})
+		if err != nil && !missing(err) {
+			return err
+		}
+		heir.After = snap.After
+	}
+	if err := a.Drop(ctx, snap.ID); err != nil {
+		return err
+	}
+	a.Tidy(ctx, snap.ID)
+	return nil
+}
+
 // Discard drops a snapshot of which nobody was told. tidy does what cannot be
 // done now.
 func (a *Archive) Discard(ctx context.Context, id hearth.SnapshotID) {
@@ -175,7 +235,7 @@ func (a *Archive) Collect(ctx context.Context, id hearth.SnapshotID) error {
 		if err != nil {
 			return err
 		}
-		if snap.Status == hearth.SnapshotReady || a.Held(id) {
+		if snap.Status == hearth.SnapshotReady || snap.Status == hearth.SnapshotFailed || a.Held(id) {
 			return nil
 		}
 		uses, err := a.deps.Store.SnapshotUses(ctx, id)
@@ -236,6 +296,12 @@ func (a *Archive) Sweep(ctx context.Context, statuses ...hearth.SnapshotStatus) 
 		return err
 	}
 	for _, left := range append(forks, taking...) {
+		if left.Kind == hearth.StepSnapshot {
+			if err := a.Fail(ctx, left.ID, "the server stopped while it was being taken"); err != nil {
+				return err
+			}
+			continue
+		}
 		_, err := a.deps.Store.UpdateSnapshot(ctx, left.ID, func(s *hearth.Snapshot) error {
 			if s.Status != left.Status {
 				return errMoved // it became ready, and was let go, meanwhile
@@ -312,7 +378,7 @@ func (a *Archive) Find(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*
 
 // offered reports whether a team may start sandboxes from a snapshot.
 func offered(s *hearth.Snapshot, team hearth.TeamID) bool {
-	return s.Team == team && s.Status == hearth.SnapshotReady && s.Kind == hearth.KeptSnapshot
+	return s.Team == team && s.Status == hearth.SnapshotReady && (s.Kind == hearth.KeptSnapshot || s.Kind == hearth.StepSnapshot)
 }
 
 // Erase removes a snapshot, files before row.

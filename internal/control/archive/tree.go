@@ -58,7 +58,7 @@ func (a *Archive) Tree(ctx context.Context, sb *hearth.Sandbox, boxes []*hearth.
 // team are those of a team that users see, oldest first.
 func (a *Archive) team(ctx context.Context, id hearth.TeamID) ([]*hearth.Snapshot, error) {
 	f := store.SnapshotFilter{
-		Team: id, Kinds: []hearth.SnapshotKind{hearth.KeptSnapshot, hearth.ForkSnapshot},
+		Team: id, Kinds: []hearth.SnapshotKind{hearth.KeptSnapshot, hearth.ForkSnapshot, hearth.StepSnapshot},
 		Statuses: []hearth.SnapshotStatus{hearth.SnapshotReady, hearth.SnapshotDropped, hearth.SnapshotGone},
 	}
 	var all []*hearth.Snapshot

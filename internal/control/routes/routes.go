@@ -25,6 +25,7 @@ type Route struct {
 	AutoResume bool
 	Idle       time.Duration // without use for so long it is to be paused; 0: never
 	Since      time.Time     // when its machine started
+	History    bool          // a step is to be kept after each command or cell
 
 	// Gone is closed when the machine of this route stops serving: the sandbox
 	// is being paused or killed, or has died. Nil unless State is Running.

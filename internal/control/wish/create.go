@@ -22,6 +22,21 @@ type Create struct {
 	Lifecycle  hearth.Lifecycle
 }
 
+// Bounds and default of what a history may occupy, in bytes.
+const (
+	LeastHistory   = 64 << 20
+	DefaultHistory = 1 << 30
+	MostHistory    = 1 << 40
+)
+
+// CheckHistory refuses a budget that is out of bounds; 0 asks for no history.
+func CheckHistory(field string, bytes int64) error {
+	if bytes != 0 && (bytes < LeastHistory || bytes > MostHistory) {
+		return hearth.Errorf(hearth.InvalidArgument, "%s must be within %d and %d bytes", field, LeastHistory, MostHistory)
+	}
+	return nil
+}
+
 // CheckCreate refuses what cannot be asked for, but for the timeout, and fills in
 // defaults.
 func CheckCreate(req *Create) error {
@@ -31,6 +46,9 @@ func CheckCreate(req *Create) error {
 	case hearth.KillOnTimeout, hearth.PauseOnTimeout:
 	default:
 		return hearth.Errorf(hearth.InvalidArgument, "the action on timeout must be kill or pause")
+	}
+	if err := CheckHistory("history.maxBytes", req.Lifecycle.History); err != nil {
+		return err
 	}
 	if err := CheckMetadata(req.Metadata); err != nil {
 		return err
