@@ -39,6 +39,8 @@ func (a *App) gauges() []prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "hearth", Name: name, Help: help}, read)
 	}
 	return []prometheus.Collector{
+		counter("history_steps_total", "Steps of sandboxes' histories that were taken.", func() float64 { return float64(a.control.Steps().Taken) }),
+		counter("history_steps_failed_total", "Steps that could not be taken.", func() float64 { return float64(a.control.Steps().Failed) }),
 		gauge("sandboxes_running", "Sandboxes that run.", func() float64 { return float64(len(a.control.Live())) }),
 		counter("starts_warm_total", "Starts that took a machine of a pool.", stat(func(s agent.Stats) float64 { return float64(s.Warm) })),
 		counter("starts_cold_total", "Starts that restored or booted a machine.", stat(func(s agent.Stats) float64 { return float64(s.Cold) })),

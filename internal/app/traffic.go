@@ -35,7 +35,7 @@ func (g gateway) Resolve(_ context.Context, id hearth.SandboxID) (edge.Route, er
 	}
 	return edge.Route{
 		Sandbox: r.Sandbox, State: r.State, Life: r.Launch, PrivateIngress: r.Network.PrivateIngress,
-		TrafficToken: r.Traffic, MaskRequestHost: r.Network.MaskRequestHost,
+		TrafficToken: r.Traffic, MaskRequestHost: r.Network.MaskRequestHost, History: r.History,
 	}, nil
 }
 
@@ -86,7 +86,7 @@ func (g gateway) Wake(ctx context.Context, id hearth.SandboxID, knock edge.Knock
 // edge, everything else to the API.
 func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	g := gateway{a}
-	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Waker: g, Log: a.opts.Log})
+	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Waker: g, Stepper: a.control, Log: a.opts.Log})
 	a.traffic.Store(traffic)
 	forget := a.control.Subscribe(func(r control.Route) {
 		if r.State != hearth.Running {

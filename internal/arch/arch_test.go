@@ -48,13 +48,15 @@ func mayImport(p, q string) bool {
 		return contract || within(q, "internal/netns", "internal/egress", "internal/image", "internal/node/agent")
 	case within(p, "internal/control"):
 		return contract || within(q, "internal/placement", "internal/egress", "internal/control")
+	case within(p, "internal/edge"):
+		return contract || within(q, "internal/edge")
 	case within(p, "internal/builder"):
 		return contract || q == "internal/image"
 	case within(p, services...):
 		return contract
 	case within(p, "internal/api"):
 		// control for its request types, whose behaviour comes through interfaces; egress for its pure check
-		return contract || gen || within(q, "internal/api") || q == "spec" || q == "internal/control" || q == "internal/egress"
+		return contract || gen || within(q, "internal/api") || q == "spec" || q == "internal/control" || q == "internal/control/wish" || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
 	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"):

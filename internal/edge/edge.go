@@ -49,6 +49,7 @@ const (
 	DefaultConnections = 2000
 	DefaultDialTimeout = 10 * time.Second
 	DefaultWakeTimeout = time.Minute
+	DefaultStepTimeout = 30 * time.Second
 )
 
 // Config says how an Edge behaves. The zero value of a field stands for its default.
@@ -69,14 +70,19 @@ type Config struct {
 
 	// WakeTimeout bounds how long a request waits for a paused sandbox to be resumed.
 	WakeTimeout time.Duration
+
+	// StepTimeout bounds how long the end of an answer waits for a step of the
+	// sandbox's history.
+	StepTimeout time.Duration
 }
 
-// Deps are the parts an Edge works with. Signed, Waker and Log may be nil.
+// Deps are the parts an Edge works with. Signed, Waker, Stepper and Log may be nil.
 type Deps struct {
 	Resolver Resolver
 	Dialer   Dialer
 	Signed   Signed
 	Waker    Waker
+	Stepper  Stepper
 	Log      *slog.Logger
 }
 
@@ -88,6 +94,7 @@ type Route struct {
 	PrivateIngress  bool   // ports but the guest daemon's ask for TrafficToken
 	TrafficToken    string // never empty if PrivateIngress
 	MaskRequestHost string // Host that the guest sees; empty: the client's
+	History         bool   // a step is taken after each command and cell
 }
 
 // Resolver says where a sandbox is. It is asked for every request: it answers
@@ -157,6 +164,9 @@ func New(cfg Config, deps Deps) *Edge {
 	if cfg.WakeTimeout <= 0 {
 		cfg.WakeTimeout = DefaultWakeTimeout
 	}
+	if cfg.StepTimeout <= 0 {
+		cfg.StepTimeout = DefaultStepTimeout
+	}
 	if deps.Log == nil {
 		deps.Log = slog.New(slog.DiscardHandler)
 	}
@@ -184,6 +194,7 @@ type request struct {
 	target target
 	route  Route
 	life   *life
+	step   *step // nil: it is none
 }
 
 type requestKey struct{}
@@ -223,7 +234,11 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// first byte of the answer would take the rest of the request away from the
 	// transport, which then breaks the answer off.
 	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, always
-	ctx := context.WithValue(r.Context(), requestKey{}, &request{target: t, route: route, life: l})
+	q := &request{target: t, route: route, life: l}
+	if route.History {
+		q.step, r = e.steps(r, t)
+	}
+	ctx := context.WithValue(r.Context(), requestKey{}, q)
 	proxy := e.transfers
 	if isStream(r) {
 		proxy = e.streams
@@ -347,7 +362,12 @@ func mayUpgrade(t target, out *http.Request) bool {
 type throughLife struct{}
 
 func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
-	return r.Context().Value(requestKey{}).(*request).life.transport.RoundTrip(r)
+	q := r.Context().Value(requestKey{}).(*request)
+	resp, err := q.life.transport.RoundTrip(r)
+	if err == nil && q.step != nil {
+		q.step.follow(resp)
+	}
+	return resp, err
 }
 
 // Sizes of copy buffers, in bytes. Each copy costs two system calls, which is

@@ -33,6 +33,7 @@ type town struct {
 	late   map[string]int // connections refused before a port opens
 	wake   func(hearth.SandboxID, Knock) (Route, error)
 	sign   func(SignedURL) (hearth.SandboxID, error)
+	step   func(ctx context.Context, id hearth.SandboxID, label string) error
 }
 
 func newTown() *town {
@@ -83,6 +84,10 @@ func (t *town) Wake(_ context.Context, id hearth.SandboxID, k Knock) (Route, err
 
 func (t *town) FindSigned(_ context.Context, u SignedURL) (hearth.SandboxID, error) { return t.sign(u) }
 
+func (t *town) Step(ctx context.Context, id hearth.SandboxID, label string) error {
+	return t.step(ctx, id, label)
+}
+
 // serve starts a server inside a sandbox.
 func (t *town) serve(tb testing.TB, id hearth.SandboxID, port int, h http.Handler) {
 	tb.Helper()
@@ -102,6 +107,9 @@ func (t *town) open(tb testing.TB, cfg Config) (*Edge, *httptest.Server) {
 	}
 	if t.sign != nil {
 		deps.Signed = t
+	}
+	if t.step != nil {
+		deps.Stepper = t
 	}
 	e := New(cfg, deps)
 	s := httptest.NewUnstartedServer(e)
