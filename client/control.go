@@ -22,6 +22,7 @@ type CreateOptions struct {
 	Idle       time.Duration // without a request for so long it is paused; rounded up to seconds, 0 is never
 	Network    *Network
 	NoInternet bool   // nothing outside is reachable
+	History    int64  // bytes that steps may occupy; negative: the server's default. 0: none are kept, see Client.History
 	Driver     string // isolation technology to run on; empty is the template's, else the server's choice
 }
 
@@ -102,6 +103,11 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) 
 	}
 	if o.Idle > 0 {
 		body["idleTimeout"] = wholeSeconds(o.Idle)
+	}
+	if o.History > 0 {
+		body["history"] = map[string]int64{"maxBytes": o.History}
+	} else if o.History < 0 {
+		body["history"] = map[string]int64{}
 	}
 	if o.Network != nil {
 		body["network"] = o.Network

@@ -20,7 +20,10 @@ type Snapshot struct {
 // Snapshot keeps a running sandbox's memory and files under a name, name[:tag],
 // or under none; the sandbox goes on.
 func (c *Client) Snapshot(ctx context.Context, id, name string) (*Snapshot, error) {
-	body := map[string]any{}
+	return c.snapshot(ctx, id, name, map[string]any{})
+}
+
+func (c *Client) snapshot(ctx context.Context, id, name string, body map[string]any) (*Snapshot, error) {
 	if name != "" {
 		body["name"] = name
 	}
@@ -146,8 +149,12 @@ func (c *Client) Fork(ctx context.Context, id string, count int, timeout time.Du
 // Rollback takes a running sandbox back to a snapshot of its line: same ID, same
 // tokens. When that fails it goes on as it was.
 func (c *Client) Rollback(ctx context.Context, id, snapshot string) (*Sandbox, error) {
+	return c.rollback(ctx, id, map[string]any{"snapshotID": snapshot})
+}
+
+func (c *Client) rollback(ctx context.Context, id string, to map[string]any) (*Sandbox, error) {
 	var out created
-	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/rollback", map[string]any{"snapshotID": snapshot}, &out)
+	header, err := c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/rollback", to, &out)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +176,9 @@ type TreeSnapshot struct {
 	Kind      string    `json:"kind"`   // kept, step or fork
 	Usable    bool      `json:"usable"` // false: only its place in the line is left
 	CreatedAt time.Time `json:"createdAt"`
-	Bytes     int64     `json:"bytes"`
+	Bytes     int64     `json:"bytes"` // of its own files, without what they refer to
+	Step      int64     `json:"step"`  // its number in its sandbox's history; 0: it was none
+	Label     string    `json:"label"` // what ran in the step
 }
 
 // TreeSandbox is a sandbox in a Tree.

@@ -41,6 +41,7 @@ type sandboxes interface {
 	sandboxLists
 	sandboxLife
 	snapshots
+	histories
 	SetNetwork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, n hearth.Network) error
 
 	// Metrics returns samples, oldest first; a zero start means from the
@@ -74,6 +75,13 @@ type snapshots interface {
 	Fork(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, timeout time.Duration, count int) ([]control.Forked, error)
 	Rollback(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, name string) (*hearth.Sandbox, error)
 	Tree(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error)
+}
+
+// histories are the steps of sandboxes that were created with one.
+type histories interface {
+	History(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.History, error)
+	RollbackTo(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, step int64) (*hearth.Sandbox, error)
+	KeepStep(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, step int64, req control.SnapshotRequest) (*hearth.Snapshot, error)
 }
 
 // parcels is control/travel.Desk: snapshots as files.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"hearth/internal/control"
+	"hearth/internal/control/history"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/store"
@@ -533,4 +534,32 @@ func (f *fakeControl) Rollback(_ context.Context, team hearth.TeamID, id hearth.
 func (f *fakeControl) Tree(_ context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error) {
 	sb, err := f.change(team, id, func(*hearth.Sandbox) error { return nil })
 	return &control.Tree{Snapshots: f.snaps, Sandboxes: []*hearth.Sandbox{sb}}, err
+}
+
+func (f *fakeControl) History(_ context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.History, error) {
+	_, err := f.change(team, id, func(*hearth.Sandbox) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	step := func(s hearth.Snapshot, parent int64) history.Entry {
+		s.Kind, s.Created = hearth.StepSnapshot, testTime
+		return history.Entry{Snapshot: &s, Parent: parent}
+	}
+	return &control.History{Budget: 1 << 30, Bytes: 9, Head: 3, Steps: []history.Entry{
+		step(hearth.Snapshot{ID: "s1", Step: 1, Label: "ls", Files: []hearth.File{{Bytes: 1 << 30, Stored: 7}}}, 0),
+		step(hearth.Snapshot{ID: "s2", Step: 2, Label: "dd", Status: hearth.SnapshotFailed, Reason: "full"}, 1),
+		step(hearth.Snapshot{ID: "s3", Step: 3, Label: "<&>", Files: []hearth.File{{Bytes: 2}}}, 1),
+	}}, nil
+}
+
+func (f *fakeControl) RollbackTo(_ context.Context, team hearth.TeamID, id hearth.SandboxID, step int64) (*hearth.Sandbox, error) {
+	return f.change(team, id, func(sb *hearth.Sandbox) error { sb.Lifecycle.Steps = step; return nil })
+}
+
+func (f *fakeControl) KeepStep(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, step int64, req control.SnapshotRequest) (*hearth.Snapshot, error) {
+	snap, err := f.Snapshot(ctx, team, id, req)
+	if err == nil {
+		snap.Step = step
+	}
+	return snap, err
 }

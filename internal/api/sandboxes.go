@@ -25,10 +25,10 @@ func (s *server) CreateSandbox(ctx context.Context, req rest.CreateSandboxReques
 			TemplateID: b.TemplateID, Timeout: b.Timeout, Metadata: b.Metadata, EnvVars: b.EnvVars,
 			AutoPause: b.AutoPause, AutoPauseMemory: b.AutoPauseMemory, AutoResume: b.AutoResume,
 			AllowInternetAccess: b.AllowInternetAccess, Network: b.Network,
-			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts, Driver: b.Driver, IdleTimeout: b.IdleTimeout,
+			Iam: b.Iam, Mcp: b.Mcp, VolumeMounts: b.VolumeMounts, Driver: b.Driver, IdleTimeout: b.IdleTimeout, History: b.History,
 		},
 		timeout: defaultTimeoutV1, open: !or(b.Secure, true), key: or(req.Params.IdempotencyKey, ""),
-		driver: or(req.Params.XHearthDriver, ""),
+		driver: or(req.Params.XHearthDriver, ""), history: req.Params.XHearthHistory,
 	})
 	if err != nil {
 		return nil, err
@@ -39,7 +39,8 @@ func (s *server) CreateSandbox(ctx context.Context, req rest.CreateSandboxReques
 // CreateSandboxV2 starts a sandbox.
 func (s *server) CreateSandboxV2(ctx context.Context, req rest.CreateSandboxV2RequestObject) (rest.CreateSandboxV2ResponseObject, error) {
 	sb, err := s.create(ctx, newSandbox{
-		body: *req.Body, timeout: defaultTimeoutV2, key: or(req.Params.IdempotencyKey, ""), driver: or(req.Params.XHearthDriver, ""),
+		body: *req.Body, timeout: defaultTimeoutV2, key: or(req.Params.IdempotencyKey, ""),
+		driver: or(req.Params.XHearthDriver, ""), history: req.Params.XHearthHistory,
 	})
 	if err != nil {
 		return nil, err
@@ -52,8 +53,9 @@ type newSandbox struct {
 	body    rest.NewSandboxV2
 	timeout time.Duration // if the body has none
 	open    bool
-	key     string // Idempotency-Key, or empty
-	driver  string // X-Hearth-Driver, or empty
+	key     string  // Idempotency-Key, or empty
+	driver  string  // X-Hearth-Driver, or empty
+	history *string // X-Hearth-History, if it was sent
 }
 
 func (s *server) create(ctx context.Context, n newSandbox) (*hearth.Sandbox, error) {
@@ -102,6 +104,9 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 		req.Lifecycle.PauseFiles = !or(b.AutoPauseMemory, true)
 	}
 	req.Lifecycle.Idle = seconds(or(b.IdleTimeout, 0))
+	if req.Lifecycle.History, err = historyOf(b.History, n.history); err != nil {
+		return req, err
+	}
 	if b.Metadata != nil {
 		req.Metadata = *b.Metadata
 	}

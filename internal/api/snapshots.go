@@ -42,7 +42,8 @@ func (s *server) CreateSnapshot(ctx context.Context, req rest.CreateSnapshotRequ
 	}
 	team := callerOf(ctx).team
 	var want control.SnapshotRequest
-	if name := or(or(req.Body, rest.SandboxSnapshotRequest{}).Name, ""); name != "" {
+	body := or(req.Body, rest.SandboxSnapshotRequest{})
+	if name := or(body.Name, ""); name != "" {
 		ref, err := snapshotRef(team, name)
 		if err != nil {
 			return nil, err
@@ -52,7 +53,12 @@ func (s *server) CreateSnapshot(ctx context.Context, req rest.CreateSnapshotRequ
 		}
 		want.Alias, want.Tag, _ = strings.Cut(ref, ":")
 	}
-	snap, err := s.sandboxes.Snapshot(ctx, team.ID, id, want)
+	var snap *hearth.Snapshot
+	if body.Step != nil {
+		snap, err = s.sandboxes.KeepStep(ctx, team.ID, id, *body.Step, want)
+	} else {
+		snap, err = s.sandboxes.Snapshot(ctx, team.ID, id, want)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -140,11 +146,18 @@ func (s *server) RollbackSandbox(ctx context.Context, req rest.RollbackSandboxRe
 	if err != nil {
 		return nil, err
 	}
-	ref, err := snapshotRef(callerOf(ctx).team, req.Body.SnapshotID)
-	if err != nil {
-		return nil, err
+	var sb *hearth.Sandbox
+	switch b := req.Body; {
+	case (b.SnapshotID == nil) == (b.Step == nil):
+		err = hearth.Errorf(hearth.InvalidArgument, "body must have either snapshotID or step")
+	case b.Step != nil:
+		sb, err = s.sandboxes.RollbackTo(ctx, teamOf(ctx), id, *b.Step)
+	default:
+		var ref string
+		if ref, err = snapshotRef(callerOf(ctx).team, *b.SnapshotID); err == nil {
+			sb, err = s.sandboxes.Rollback(ctx, teamOf(ctx), id, ref)
+		}
 	}
-	sb, err := s.sandboxes.Rollback(ctx, teamOf(ctx), id, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -166,12 +179,10 @@ func (s *server) SandboxTree(ctx context.Context, req rest.SandboxTreeRequestObj
 		row := rest.TreeSnapshot{
 			ID: string(snap.ID), SandboxID: string(snap.Sandbox), Parent: some(string(snap.After)), Kind: string(snap.Kind),
 			Usable: snap.Status == hearth.SnapshotReady, CreatedAt: snap.Created.UTC(),
+			Bytes: snap.Bytes(), Step: some(snap.Step), Label: some(snap.Label),
 		}
 		if snap.Alias != "" {
 			row.Name = some(snap.Alias + ":" + snap.Tag)
-		}
-		for _, f := range snap.Files {
-			row.Bytes += f.Bytes
 		}
 		out.Snapshots = append(out.Snapshots, row)
 	}

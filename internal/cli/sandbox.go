@@ -23,7 +23,8 @@ type sandboxCmd struct {
 
 	Snapshot sandboxSnapshotCmd `cmd:"" help:"Keep a running sandbox's memory and files and print the snapshot's ID; it goes on."`
 	Fork     sandboxForkCmd     `cmd:"" help:"Make sandboxes that begin as one is now, and print their IDs."`
-	Rollback sandboxRollbackCmd `cmd:"" help:"Take a running sandbox back to a snapshot of its line."`
+	Rollback sandboxRollbackCmd `cmd:"" help:"Take a running sandbox back to a step of its history, or to a snapshot of its line."`
+	History  sandboxHistoryCmd  `cmd:"" help:"Show the steps of a sandbox that was created with --history."`
 	Tree     sandboxTreeCmd     `cmd:"" help:"Show the snapshots and sandboxes that share a line with one."`
 }
 
@@ -75,6 +76,7 @@ type sandboxCreateCmd struct {
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
 	Idle       time.Duration `help:"Pause it when no request to it has been under way for so long; default: never."`
 	AutoResume bool          `help:"Let traffic resume it when it is paused."`
+	History    budget        `placeholder:"BYTES" help:"Keep what it is after each command and cell, within so many bytes (--history=512MiB); alone: 1GiB."`
 	Driver     string        `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
 }
 
@@ -87,7 +89,7 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Idle: s.Idle, Driver: s.Driver}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Idle: s.Idle, History: int64(s.History), Driver: s.Driver}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}

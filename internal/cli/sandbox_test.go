@@ -70,6 +70,12 @@ func TestCreateArguments(t *testing.T) {
 		{"metadata with commas", []string{"--metadata", "k=a,b=c"}, 0, `"metadata":{"k":"a,b=c"}`},
 		{"no name", []string{"--env", "=1"}, exitUsage, "must be NAME=VALUE"},
 		{"negative life", []string{"--timeout=-3s"}, exitUsage, "--timeout -3s must be more than 0"},
+		{"a history", []string{"--history", "base"}, 0, `"history":{},"metadata":{},"templateID":"base"`},
+		{"a history with a budget", []string{"--history=512MiB"}, 0, `"history":{"maxBytes":536870912}`},
+		{"a history in bytes", []string{"--history=67108864"}, 0, `"history":{"maxBytes":67108864}`},
+		{"a history of nothing", []string{"--history=0"}, exitUsage, "must be a number of bytes"},
+		{"a history of nonsense", []string{"--history=1MB"}, exitUsage, "must be a number of bytes"},
+		{"a history beyond numbers", []string{"--history=9999999999999TiB"}, exitUsage, "must be a number of bytes"},
 		{"no life", []string{"--timeout=0"}, exitUsage, "must be more than 0"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -62,6 +63,7 @@ type sandboxSnapshotCmd struct {
 	dataFlag
 	ID   string `arg:"" help:"Sandbox."`
 	Name string `help:"Name, name[:tag]; taken from the snapshot that has it."`
+	Step int64  `help:"Keep this step of its history instead of what it is now."`
 }
 
 // Run prints the snapshot's ID.
@@ -70,7 +72,12 @@ func (s *sandboxSnapshotCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	snap, err := c.Snapshot(in.ctx, s.ID, s.Name)
+	var snap *client.Snapshot
+	if s.Step != 0 {
+		snap, err = c.KeepStep(in.ctx, s.ID, s.Step, s.Name)
+	} else {
+		snap, err = c.Snapshot(in.ctx, s.ID, s.Name)
+	}
 	if err != nil {
 		return remote(err)
 	}
@@ -112,7 +119,7 @@ func (s *sandboxForkCmd) Run(in *invocation) error {
 type sandboxRollbackCmd struct {
 	dataFlag
 	ID       string `arg:"" help:"Sandbox."`
-	Snapshot string `arg:"" help:"Snapshot of it, or of what it came from, by ID or name."`
+	Snapshot string `arg:"" name:"step" help:"Number of a step of its history; or a snapshot of it, or of what it came from, by ID or name."`
 }
 
 // Run returns when the sandbox is what the snapshot was.
@@ -121,7 +128,11 @@ func (s *sandboxRollbackCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.Rollback(in.ctx, s.ID, s.Snapshot)
+	if step, nerr := strconv.ParseInt(s.Snapshot, 10, 64); nerr == nil {
+		_, err = c.RollbackTo(in.ctx, s.ID, step)
+	} else {
+		_, err = c.Rollback(in.ctx, s.ID, s.Snapshot)
+	}
 	return remote(err)
 }
 
@@ -160,12 +171,15 @@ func drawTree(w io.Writer, t *client.Tree, parent string, depth int) {
 		if !s.Usable {
 			what = "deleted"
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%d MiB\tof %s\n", indent, s.ID, what, s.Name, s.CreatedAt.Local().Format(time.DateTime), s.Bytes>>20, s.Sandbox)
+		if s.Step > 0 {
+			what += fmt.Sprintf(" (step %d)", s.Step)
+		}
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\tof %s\t%s\n", indent, s.ID, what, s.Name, s.CreatedAt.Local().Format(time.DateTime), size(s.Bytes), s.Sandbox, s.Label)
 		drawTree(w, t, s.ID, depth+1)
 	}
 	for _, b := range t.Sandboxes {
 		if b.Head == parent || parent == "" && !known[b.Head] {
-			fmt.Fprintf(w, "%s%s\t%s\t\t\t\t\n", indent, b.ID, b.State)
+			fmt.Fprintf(w, "%s%s\t%s\t\t\t\t\t\n", indent, b.ID, b.State)
 		}
 	}
 }

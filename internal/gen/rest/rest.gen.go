@@ -201,6 +201,31 @@ type Error struct {
 	Message   string  `json:"message"`
 }
 
+// HistoryStep defines model for HistoryStep.
+type HistoryStep struct {
+	// Bytes Of its own files.
+	Bytes     int64     `json:"bytes"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Error Why it could not be taken.
+	Error *string `json:"error,omitempty"`
+
+	// Kept True: a snapshot of its own by now, which is not thinned, not counted and does not go with the sandbox.
+	Kept bool `json:"kept"`
+
+	// Label What ran: at most 200 bytes on one line.
+	Label string `json:"label"`
+
+	// Parent The step before it; absent: none that is left.
+	Parent *int64 `json:"parent,omitempty"`
+
+	// SnapshotID What create, rollback and delete take; absent: it could not be taken.
+	SnapshotID *string `json:"snapshotID,omitempty"`
+
+	// Step Counted from 1; older ones are missing where they were thinned.
+	Step int64 `json:"step"`
+}
+
 // ListedSandbox defines model for ListedSandbox.
 type ListedSandbox struct {
 	Alias *string `json:"alias,omitempty"`
@@ -233,6 +258,12 @@ type Metadata map[string]string
 // NetworkRules defines model for NetworkRules.
 type NetworkRules map[string]interface{}
 
+// NewHistory Hearth's own: keep what the sandbox is after each command, terminal and cell; absent: nothing is kept.
+type NewHistory struct {
+	// MaxBytes What the steps may occupy; beyond it older ones go.
+	MaxBytes *int64 `json:"maxBytes,omitempty"`
+}
+
 // NewSandbox defines model for NewSandbox.
 type NewSandbox struct {
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
@@ -243,8 +274,11 @@ type NewSandbox struct {
 	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 
 	// Driver Hearth's own: the isolation technology to run on, one that the server offers; absent: the template's, else the server's choice. It stays for the sandbox's life.
-	Driver  *string                 `json:"driver,omitempty"`
-	EnvVars *EnvVars                `json:"envVars,omitempty"`
+	Driver  *string  `json:"driver,omitempty"`
+	EnvVars *EnvVars `json:"envVars,omitempty"`
+
+	// History Hearth's own: keep what the sandbox is after each command, terminal and cell; absent: nothing is kept.
+	History *NewHistory             `json:"history,omitempty"`
 	Iam     *map[string]interface{} `json:"iam,omitempty"`
 
 	// IdleTimeout Hearth's own: pause the sandbox when no request to it has been under way for so many seconds; absent: never.
@@ -274,8 +308,11 @@ type NewSandboxV2 struct {
 	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 
 	// Driver Hearth's own: the isolation technology to run on, one that the server offers; absent: the template's, else the server's choice. It stays for the sandbox's life.
-	Driver  *string                 `json:"driver,omitempty"`
-	EnvVars *EnvVars                `json:"envVars,omitempty"`
+	Driver  *string  `json:"driver,omitempty"`
+	EnvVars *EnvVars `json:"envVars,omitempty"`
+
+	// History Hearth's own: keep what the sandbox is after each command, terminal and cell; absent: nothing is kept.
+	History *NewHistory             `json:"history,omitempty"`
 	Iam     *map[string]interface{} `json:"iam,omitempty"`
 
 	// IdleTimeout Hearth's own: pause the sandbox when no request to it has been under way for so many seconds; absent: never.
@@ -355,6 +392,19 @@ type SandboxForkResult struct {
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
 }
 
+// SandboxHistory defines model for SandboxHistory.
+type SandboxHistory struct {
+	// Bytes What is there for steps alone: their files, and those of removed snapshots that they refer to.
+	Bytes int64 `json:"bytes"`
+
+	// Head The step that the sandbox's state comes from; absent: none that is left.
+	Head *int64 `json:"head,omitempty"`
+
+	// MaxBytes 0: no steps are taken.
+	MaxBytes int64         `json:"maxBytes"`
+	Steps    []HistoryStep `json:"steps"`
+}
+
 // SandboxLifecycle defines model for SandboxLifecycle.
 type SandboxLifecycle struct {
 	AutoResume bool                      `json:"autoResume"`
@@ -418,16 +468,22 @@ type SandboxRefreshRequest struct {
 	Duration *int32 `json:"duration,omitempty"`
 }
 
-// SandboxRollbackRequest defines model for SandboxRollbackRequest.
+// SandboxRollbackRequest One of the two.
 type SandboxRollbackRequest struct {
 	// SnapshotID ID or name.
-	SnapshotID string `json:"snapshotID"`
+	SnapshotID *string `json:"snapshotID,omitempty"`
+
+	// Step Of the sandbox's own history.
+	Step *int64 `json:"step,omitempty"`
 }
 
 // SandboxSnapshotRequest defines model for SandboxSnapshotRequest.
 type SandboxSnapshotRequest struct {
 	// Name [team/]name[:tag]; taken from the snapshot that has it.
 	Name *string `json:"name,omitempty"`
+
+	// Step Hearth's own: keep this step of the history for good, instead of what the sandbox is now.
+	Step *int64 `json:"step,omitempty"`
 }
 
 // SandboxState defines model for SandboxState.
@@ -564,13 +620,16 @@ type TreeSandbox struct {
 
 // TreeSnapshot defines model for TreeSnapshot.
 type TreeSnapshot struct {
-	// Bytes Of its files.
+	// Bytes Of its own files, without what they refer to.
 	Bytes     int64     `json:"bytes"`
 	CreatedAt time.Time `json:"createdAt"`
 	ID        string    `json:"id"`
 
-	// Kind kept or fork.
+	// Kind kept, step or fork.
 	Kind string `json:"kind"`
+
+	// Label What ran in the step.
+	Label *string `json:"label,omitempty"`
 
 	// Name name:tag; absent: none.
 	Name *string `json:"name,omitempty"`
@@ -580,6 +639,9 @@ type TreeSnapshot struct {
 
 	// SandboxID That it was taken of.
 	SandboxID string `json:"sandboxID"`
+
+	// Step Its number in its sandbox's history; absent: it was none.
+	Step *int64 `json:"step,omitempty"`
 
 	// Usable False: only its place in the line is left.
 	Usable bool `json:"usable"`
@@ -596,6 +658,9 @@ type BuildID = string
 
 // Driver defines model for driver.
 type Driver = string
+
+// History defines model for history.
+type History = string
 
 // IdempotencyKey defines model for idempotencyKey.
 type IdempotencyKey = string
@@ -637,6 +702,9 @@ type CreateSandboxParams struct {
 
 	// XHearthDriver The field driver of the body, for clients that pass headers on but no fields of Hearth's own. Asking for one in each is an error.
 	XHearthDriver *Driver `json:"X-Hearth-Driver,omitempty"`
+
+	// XHearthHistory The field history of the body, for clients that pass headers on but no fields of Hearth's own: "on", or the field's maxBytes. Asking for both is an error.
+	XHearthHistory *History `json:"X-Hearth-History,omitempty"`
 }
 
 // LatestMetricsParams defines parameters for LatestMetrics.
@@ -737,6 +805,9 @@ type CreateSandboxV2Params struct {
 
 	// XHearthDriver The field driver of the body, for clients that pass headers on but no fields of Hearth's own. Asking for one in each is an error.
 	XHearthDriver *Driver `json:"X-Hearth-Driver,omitempty"`
+
+	// XHearthHistory The field history of the body, for clients that pass headers on but no fields of Hearth's own: "on", or the field's maxBytes. Asking for both is an error.
+	XHearthHistory *History `json:"X-Hearth-History,omitempty"`
 }
 
 // ListTemplatesParams defines parameters for ListTemplates.
@@ -865,6 +936,9 @@ type ServerInterface interface {
 	// ConnectSandboxV2 Extend a running sandbox (200), resume a paused one (201)
 	// (POST /v2/sandboxes/{sandboxID}/connect)
 	ConnectSandboxV2(w http.ResponseWriter, r *http.Request, sandboxID SandboxID)
+	// SandboxHistory The steps of a sandbox that was created with a history
+	// (GET /v2/sandboxes/{sandboxID}/history)
+	SandboxHistory(w http.ResponseWriter, r *http.Request, sandboxID SandboxID)
 	// RollbackSandbox Take a running sandbox back to a snapshot of its line
 	// (POST /v2/sandboxes/{sandboxID}/rollback)
 	RollbackSandbox(w http.ResponseWriter, r *http.Request, sandboxID SandboxID)
@@ -1042,6 +1116,12 @@ func (_ Unimplemented) ConnectSandboxV2(w http.ResponseWriter, r *http.Request, 
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// SandboxHistory The steps of a sandbox that was created with a history
+// (GET /v2/sandboxes/{sandboxID}/history)
+func (_ Unimplemented) SandboxHistory(w http.ResponseWriter, r *http.Request, sandboxID SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // RollbackSandbox Take a running sandbox back to a snapshot of its line
 // (POST /v2/sandboxes/{sandboxID}/rollback)
 func (_ Unimplemented) RollbackSandbox(w http.ResponseWriter, r *http.Request, sandboxID SandboxID) {
@@ -1174,6 +1254,25 @@ func (siw *ServerInterfaceWrapper) CreateSandbox(w http.ResponseWriter, r *http.
 		}
 
 		params.XHearthDriver = &XHearthDriver
+
+	}
+
+	// ------------- Optional header parameter "X-Hearth-History" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("X-Hearth-History")]; found {
+		var XHearthHistory History
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "X-Hearth-History", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "X-Hearth-History", valueList[0], &XHearthHistory, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "X-Hearth-History", Err: err})
+			return
+		}
+
+		params.XHearthHistory = &XHearthHistory
 
 	}
 
@@ -2089,6 +2188,25 @@ func (siw *ServerInterfaceWrapper) CreateSandboxV2(w http.ResponseWriter, r *htt
 
 	}
 
+	// ------------- Optional header parameter "X-Hearth-History" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("X-Hearth-History")]; found {
+		var XHearthHistory History
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "X-Hearth-History", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "X-Hearth-History", valueList[0], &XHearthHistory, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "X-Hearth-History", Err: err})
+			return
+		}
+
+		params.XHearthHistory = &XHearthHistory
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateSandboxV2(w, r, params)
 	}))
@@ -2117,6 +2235,32 @@ func (siw *ServerInterfaceWrapper) ConnectSandboxV2(w http.ResponseWriter, r *ht
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ConnectSandboxV2(w, r, sandboxID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SandboxHistory operation middleware
+func (siw *ServerInterfaceWrapper) SandboxHistory(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "sandboxID" -------------
+	var sandboxID SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sandboxID", chi.URLParam(r, "sandboxID"), &sandboxID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sandboxID", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SandboxHistory(w, r, sandboxID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2446,6 +2590,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v2/sandboxes/{sandboxID}/rollback", wrapper.RollbackSandbox)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v2/sandboxes/{sandboxID}/history", wrapper.SandboxHistory)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v2/sandboxes/{sandboxID}/tree", wrapper.SandboxTree)
@@ -3540,6 +3687,45 @@ func (response ConnectSandboxV2defaultJSONResponse) VisitConnectSandboxV2Respons
 	return err
 }
 
+type SandboxHistoryRequestObject struct {
+	SandboxID SandboxID `json:"sandboxID"`
+}
+
+type SandboxHistoryResponseObject interface {
+	VisitSandboxHistoryResponse(w http.ResponseWriter) error
+}
+
+type SandboxHistory200JSONResponse SandboxHistory
+
+func (response SandboxHistory200JSONResponse) VisitSandboxHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SandboxHistorydefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response SandboxHistorydefaultJSONResponse) VisitSandboxHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RollbackSandboxRequestObject struct {
 	SandboxID SandboxID `json:"sandboxID"`
 	Body      *RollbackSandboxJSONRequestBody
@@ -3832,6 +4018,9 @@ type StrictServerInterface interface {
 	// ConnectSandboxV2 Extend a running sandbox (200), resume a paused one (201)
 	// (POST /v2/sandboxes/{sandboxID}/connect)
 	ConnectSandboxV2(ctx context.Context, request ConnectSandboxV2RequestObject) (ConnectSandboxV2ResponseObject, error)
+	// SandboxHistory The steps of a sandbox that was created with a history
+	// (GET /v2/sandboxes/{sandboxID}/history)
+	SandboxHistory(ctx context.Context, request SandboxHistoryRequestObject) (SandboxHistoryResponseObject, error)
 	// RollbackSandbox Take a running sandbox back to a snapshot of its line
 	// (POST /v2/sandboxes/{sandboxID}/rollback)
 	RollbackSandbox(ctx context.Context, request RollbackSandboxRequestObject) (RollbackSandboxResponseObject, error)
@@ -4654,6 +4843,32 @@ func (sh *strictHandler) ConnectSandboxV2(w http.ResponseWriter, r *http.Request
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ConnectSandboxV2ResponseObject); ok {
 		if err := validResponse.VisitConnectSandboxV2Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SandboxHistory operation middleware
+func (sh *strictHandler) SandboxHistory(w http.ResponseWriter, r *http.Request, sandboxID SandboxID) {
+	var request SandboxHistoryRequestObject
+
+	request.SandboxID = sandboxID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SandboxHistory(ctx, request.(SandboxHistoryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SandboxHistory")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SandboxHistoryResponseObject); ok {
+		if err := validResponse.VisitSandboxHistoryResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+)
+
+const steps = `{"maxBytes":1073741824,"bytes":31457280,"head":3,"steps":[
+	{"step":1,"snapshotID":"s1","createdAt":"2026-01-02T03:04:05Z","label":"pip install x","bytes":31457280,"kept":true},
+	{"step":2,"parent":1,"error":"the node's disk is full","createdAt":"2026-01-02T03:04:06Z","label":"dd","bytes":0,"kept":false},
+	{"step":3,"parent":1,"snapshotID":"s3","createdAt":"2026-01-02T03:04:07Z","label":"ls","bytes":100,"kept":false}]}`
+
+func TestHistory(t *testing.T) {
+	answers(t, map[string]string{
+		"GET /v2/sandboxes/i1/history": steps,
+		"GET /v2/sandboxes/i2/history": `{"maxBytes":0,"bytes":0,"steps":[]}`,
+	})
+	code, out, complaint := run("sandbox", "history", "i1")
+	if code != 0 {
+		t.Fatal(code, complaint)
+	}
+	for _, want := range []string{"1     -  ", "30 MiB  s1 (kept)", "not taken: the node's disk is full  dd", "3*    1 ", "100 B   s3", "30 MiB of 1024 MiB"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if code, out, _ := run("sandbox", "history", "--json", "i1"); code != 0 || !strings.Contains(out, `"step": 2`) {
+		t.Errorf("%d\n%s", code, out)
+	}
+	if code, _, complaint := run("sandbox", "history", "i2"); code == 0 || !strings.Contains(complaint, "without --history") {
+		t.Errorf("%d %s", code, complaint)
+	}
+}
+
+// TestRollbackTakesStepsAndSnapshots: digits are a step.
+func TestRollbackTakesStepsAndSnapshots(t *testing.T) {
+	const created = `{"sandboxID":"i1","templateID":"t"}`
+	for arg, want := range map[string]string{"2": `{"step":2}`, "s00000000000000000001": `{"snapshotID":"s00000000000000000001"}`, "7:default": `{"snapshotID":"7:default"}`} {
+		asked := answers(t, map[string]string{"POST /v2/sandboxes/i1/rollback": created})
+		if code, _, complaint := run("sandbox", "rollback", "i1", arg); code != 0 || !strings.Contains(strings.Join(*asked, ""), want) {
+			t.Errorf("%s: %d %s %q", arg, code, complaint, *asked)
+		}
+	}
+	asked := answers(t, map[string]string{"POST /sandboxes/i1/snapshots": `{"snapshotID":"x:default","names":[]}`})
+	if code, _, complaint := run("sandbox", "snapshot", "i1", "--step", "2", "--name", "good"); code != 0 || !strings.Contains(strings.Join(*asked, ""), `{"name":"good","step":2}`) {
+		t.Errorf("%d %s %q", code, complaint, *asked)
+	}
+}
