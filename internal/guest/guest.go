@@ -30,6 +30,10 @@ const (
 	InitPath    = "/init"
 	QuiescePath = "/quiesce"
 	ForwardPath = "/forward" // ?port=N: upgrades to a connection to 127.0.0.1:N
+
+	// RehearsePath makes a sealed daemon that nobody has claimed run a command and a
+	// cell that do nothing, so that the first ones that matter are not the first.
+	RehearsePath = "/rehearse"
 )
 
 // Agent is what the host asks of a guest. Whatever a guest replies is hostile:

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"hearth/internal/guest"
 	"hearth/internal/hearth"
 )
 
@@ -27,6 +28,12 @@ func (c *Client) Ready(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// Rehearse makes a daemon that is nobody's yet do once what users ask of it first,
+// and waits for that. A daemon that cannot do it says so.
+func (c *Client) Rehearse(ctx context.Context) error {
+	return c.post(ctx, guest.RehearsePath, "", nil, lastDial)
 }
 
 // patience is how long to wait between attempts and for one; both grow.

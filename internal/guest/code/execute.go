@@ -39,6 +39,8 @@ type orders struct {
 	Env     map[string]string `json:"env,omitempty"`
 	Cwd     string            `json:"cwd,omitempty"`
 	Preload []string          `json:"preload,omitempty"`
+
+	Rehearse bool `json:"rehearse,omitempty"`
 }
 
 // outcome is how an execution ended when the kernel is still there.

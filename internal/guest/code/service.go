@@ -160,6 +160,21 @@ func (s *Service) warmUp() error {
 	return s.quietly(s.life, k, cell{orders: orders{Preload: s.opts.Marker.Preload}})
 }
 
+// Rehearse runs a cell that does nothing in the default kernel, on the way that
+// users' cells take, and makes the kernel forget it. Nobody else may use the service
+// meanwhile.
+func (s *Service) Rehearse(ctx context.Context) error {
+	if err := s.Health(); err != nil {
+		return err
+	}
+	s.home.execute(ctx, "", nil, nowhere{})
+	k, err := s.home.ensure(ctx)
+	if err != nil {
+		return err
+	}
+	return s.quietly(ctx, k, cell{orders: orders{Rehearse: true}})
+}
+
 // Health returns nil once the default kernel has been warm, else why not.
 func (s *Service) Health() error {
 	s.mu.Lock()

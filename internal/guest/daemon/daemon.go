@@ -59,6 +59,8 @@ type Daemon struct {
 	code    *interpreter // nil: the image has none
 	conns   *connections
 	handler http.Handler
+
+	services http.Handler // behind the guards
 }
 
 // New returns a sealed daemon that listens nowhere yet.
@@ -96,6 +98,8 @@ func (d *Daemon) routes() http.Handler {
 	mux.HandleFunc("POST /init", d.init)
 	mux.HandleFunc("POST /quiesce", d.quiesce)
 	mux.HandleFunc("GET /forward", d.forward)
+	mux.HandleFunc("POST "+guest.RehearsePath, d.rehearse)
+	d.services = mux
 	return cors(d.admit(timeoutZero(known(mux))))
 }
 

@@ -61,6 +61,15 @@ func (i *interpreter) reset(ses account.Session) error {
 	return nil
 }
 
+// rehearse runs a cell that does nothing, if there is a kernel.
+func (i *interpreter) rehearse(ctx context.Context) error {
+	s := i.service.Load()
+	if s == nil {
+		return nil
+	}
+	return s.Rehearse(ctx)
+}
+
 func (i *interpreter) close() {
 	if s := i.service.Load(); s != nil {
 		s.Close()

@@ -99,6 +99,10 @@ type Guest interface {
 	// Ready waits until the daemon answers its health check, sealed or not.
 	Ready(ctx context.Context) error
 
+	// Rehearse makes a sealed daemon that is nobody's yet do once what users ask of
+	// it first, and returns when it has.
+	Rehearse(ctx context.Context) error
+
 	// Forward connects to a port on the guest's loopback.
 	Forward(ctx context.Context, port uint16) (net.Conn, error)
 
@@ -148,8 +152,9 @@ type Agent struct {
 	pools   map[hearth.SnapshotID]*pool
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
-	kept    bool // Keep was called: pools it did not name go
-	short   bool // the host is short of memory
+	kept    bool      // Keep was called: pools it did not name go
+	short   bool      // the host is short of memory
+	taken   time.Time // when a machine was last taken from a pool
 
 	poolMemory int64
 	warm       int64 // starts served by a pool
@@ -287,11 +292,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer fills.Wait()
 	for {
 		a.trim(ctx)
-		a.refill(ctx, &fills)
+		var later <-chan time.Time
+		if wait := a.refill(ctx, &fills); wait > 0 {
+			later = time.After(wait)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
+		case <-later:
 		case <-tick.C:
 			a.buryZombies(ctx)
 		}

@@ -31,6 +31,20 @@ type pool struct {
 	retryAt  time.Time
 }
 
+// calm is how long nothing is made for a pool after a machine was taken from
+// one, as long as the pool has more than half of what it wants: the first thing that is asked of
+// that machine would compete for the processors with a restore.
+const calm = 500 * time.Millisecond
+
+// due is when the pool may be filled next, given when a machine was last taken
+// from any.
+func (p *pool) due(now, taken time.Time) time.Time {
+	if rested := taken.Add(calm); 2*(len(p.ready)+p.filling) > p.want(now) && rested.After(p.retryAt) {
+		return rested
+	}
+	return p.retryAt
+}
+
 // want is how many machines the pool should hold now: as many as the busiest
 // ten seconds of the last ten minutes took, within its bounds.
 func (p *pool) want(now time.Time) int {
@@ -110,6 +124,7 @@ func (a *Agent) claim(p plan) *machine {
 	}
 	mc := pl.ready[at]
 	pl.ready = slices.Delete(pl.ready, at, at+1)
+	a.taken = a.now()
 	return mc
 }
 
@@ -199,48 +214,57 @@ func (a *Agent) reserve(m Memory) int64 {
 }
 
 // refill starts filling the pools that lack most, as many machines at once as
-// configured.
-func (a *Agent) refill(ctx context.Context, fills *sync.WaitGroup) {
+// configured. It returns how soon to look again, 0 when nothing is put off.
+func (a *Agent) refill(ctx context.Context, fills *sync.WaitGroup) time.Duration {
 	for ctx.Err() == nil {
-		p, pl := a.nextFill()
+		p, pl, wait := a.nextFill()
 		if p == nil {
-			return
+			return wait
 		}
 		fills.Go(func() {
 			a.fill(ctx, p, pl)
 			a.nudge()
 		})
 	}
+	return 0
 }
 
-// nextFill chooses the pool that lacks most, counts a fill for it and says what to make.
-func (a *Agent) nextFill() (*pool, plan) {
+// nextFill chooses the pool that lacks most, counts a fill for it and says what
+// to make. Where there is none because it is too early, it says how much.
+func (a *Agent) nextFill() (_ *pool, _ plan, wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ready() != nil || a.short {
-		return nil, plan{}
+		return nil, plan{}, 0
 	}
 	filling, held := 0, a.held()
 	for _, p := range a.pools {
 		filling += p.filling
 	}
 	if filling >= a.cfg.PoolFills {
-		return nil, plan{}
+		return nil, plan{}, 0
 	}
 	now, most := a.now(), 0
 	var next *pool
 	for _, p := range a.pools {
 		lacks := p.want(now) - len(p.ready) - p.filling
-		if lacks > most && !now.Before(p.retryAt) && held+p.guess() <= a.poolMemory {
+		if lacks <= 0 || held+p.guess() > a.poolMemory {
+			continue
+		}
+		if early := p.due(now, a.taken).Sub(now); early > 0 {
+			if wait == 0 || early < wait {
+				wait = early
+			}
+		} else if lacks > most {
 			most, next = lacks, p
 		}
 	}
 	if next == nil {
-		return nil, plan{}
+		return nil, plan{}, wait
 	}
 	next.filling++
 	build, snapshot := next.build, next.snapshot
-	return next, plan{build: &build, restore: &snapshot, resources: build.Resources, urgency: turn.Background}
+	return next, plan{build: &build, restore: &snapshot, resources: build.Resources, urgency: turn.Background}, 0
 }
 
 // fill makes one machine for a pool. After a failure the pool waits, longer
@@ -290,8 +314,12 @@ func (a *Agent) makePaused(ctx context.Context, pl plan) (*machine, error) {
 func (a *Agent) settlePaused(ctx context.Context, mc *machine) error {
 	ctx, cancel := mc.within(ctx)
 	defer cancel()
-	if err := a.guestOf(mc).Ready(ctx); err != nil {
+	g := a.guestOf(mc)
+	if err := g.Ready(ctx); err != nil {
 		return because(ctx, err)
+	}
+	if err := g.Rehearse(ctx); err != nil && ctx.Err() == nil {
+		a.log.Debug("a machine of the pool was not rehearsed", "machine", mc.id(), "err", err)
 	}
 	if err := mc.live.Freeze(ctx); err != nil {
 		return because(ctx, err)

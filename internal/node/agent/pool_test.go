@@ -97,10 +97,64 @@ func TestPoolServesAndRefills(t *testing.T) {
 		p.poke(p.a, a, "mine")
 		p.wantWord(p.a, b, "warm")
 		synctest.Wait()
+		p.wantHeld(4) // one is left of three: the next is made at once
+		time.Sleep(time.Second)
+		synctest.Wait()
 		p.wantHeld(5)
 		p.wantServed(2, 0)
 		p.end()
 	})
+}
+
+// TestPoolLeavesNewSandboxesAlone: while a pool has enough machines, none is made in
+// the moment after a start, when its sandbox is first used.
+func TestPoolLeavesNewSandboxesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooling(t, agent.Config{})
+		p.keep(4)
+		for range 3 {
+			p.start(p.a, p.restored())
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+			if n := p.a.Stats().Pooled; n >= 4 {
+				t.Fatalf("%d machines in the pool just after a start", n)
+			}
+		}
+		p.wantHeld(3 + 3) // more than half is always there
+		time.Sleep(time.Second)
+		synctest.Wait()
+		p.wantHeld(3 + 4)
+		p.end()
+	})
+}
+
+// TestPoolRehearses: machines are used once before they wait, and one whose daemon
+// cannot do that waits all the same.
+func TestPoolRehearses(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPooling(t, agent.Config{})
+			rehearsed := 0
+			p.on(func(_ context.Context, op string) error {
+				if op != "guest.rehearse" {
+					return nil
+				}
+				rehearsed++
+				if broken {
+					return errBoom
+				}
+				return nil
+			})
+			p.keep(2)
+			p.wantHeld(2)
+			if rehearsed != 2 {
+				t.Fatalf("%d rehearsals of two machines", rehearsed)
+			}
+			p.start(p.a, p.restored())
+			p.wantServed(1, 0)
+			p.end()
+		})
+	}
 }
 
 func TestPoolIsDrained(t *testing.T) {
@@ -237,6 +291,7 @@ func TestPoolOutlivesTheProcess(t *testing.T) {
 		p.wantHeld(2)
 		p.keep(2)
 		p.start(p.a, p.restored())
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if n := p.host.Boots() - before; n != 1 {
 			t.Fatalf("%d machines were started, want the one that refills", n)
@@ -314,6 +369,7 @@ func TestPoolFollowsDemand(t *testing.T) {
 		for range 5 {
 			p.start(p.a, p.restored())
 		}
+		time.Sleep(time.Second)
 		synctest.Wait()
 		p.wantHeld(5 + 3) // five were asked for at once, three are allowed
 		time.Sleep(11 * time.Minute)

@@ -259,6 +259,10 @@ func (g *tapped) Ready(ctx context.Context) error {
 	return g.call(ctx, "guest.ready", func() error { return g.Client.Ready(ctx) })
 }
 
+func (g *tapped) Rehearse(ctx context.Context) error {
+	return g.call(ctx, "guest.rehearse", func() error { return g.Client.Rehearse(ctx) })
+}
+
 func (g *tapped) Prepare(ctx context.Context, b *hearth.Build) error {
 	return g.call(ctx, "guest.prepare", func() error {
 		g.w.mu.Lock()

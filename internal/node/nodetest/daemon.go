@@ -34,6 +34,7 @@ func Daemon(g *fake.Guest) {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST "+guest.InitPath, func(w http.ResponseWriter, r *http.Request) { initGuest(g, w, r) })
 	mux.HandleFunc("POST "+guest.QuiescePath, func(w http.ResponseWriter, r *http.Request) { quiesce(g, w, r) })
+	mux.HandleFunc("POST "+guest.RehearsePath, func(w http.ResponseWriter, _ *http.Request) { rehearse(g, w) })
 	mux.HandleFunc("GET "+guest.ForwardPath, func(w http.ResponseWriter, r *http.Request) { forward(w, r) })
 	g.ServeHTTP(guest.Port, mux)
 	g.ServeHTTP(WordPort, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { word(g, w, r) }))
@@ -76,6 +77,15 @@ func quiesce(g *fake.Guest, w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// rehearse is refused once the guest is somebody's.
+func rehearse(g *fake.Guest, w http.ResponseWriter) {
+	if g.Load("sealed") == "" || g.Load("control") != "" {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func forward(w http.ResponseWriter, r *http.Request) {
@@ -126,6 +136,11 @@ func (c *Client) Ready(ctx context.Context) error {
 			return errors.Join(context.Cause(ctx), err)
 		}
 	}
+}
+
+// Rehearse asks for a rehearsal.
+func (c *Client) Rehearse(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, guest.RehearsePath, nil)
 }
 
 // Init waits until the daemon answers and unseals it.

@@ -9,6 +9,7 @@ globals: {name: value}, the sandbox's environment for that epoch.
 env:    {name: value}, for this execution only.
 cwd:    directory to change to before the code runs; created when missing.
 preload: [module], see warm.py.
+rehearse: true, see warm.py.
 """
 
 import contextlib
@@ -107,6 +108,8 @@ class HearthKernel(IPythonKernel):
             os.chdir(cwd)
         if orders.get("preload"):
             warm.up(self.shell, orders["preload"])
+        if orders.get("rehearse"):
+            warm.rehearse(self.shell)
 
 
 class HearthKernelApp(IPKernelApp):

@@ -47,6 +47,12 @@ def up(shell, modules):
     _shrink()
 
 
+def rehearse(shell):
+    """Run a small cell as a clone that waits for its user, who then finds none of it."""
+    _run(shell, CELL)
+    _forget(shell)
+
+
 def _shrink():
     """Give memory back, and keep the collector away from what is left.
 
