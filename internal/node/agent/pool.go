@@ -8,6 +8,7 @@ import (
 
 	"hearth/internal/hearth"
 	"hearth/internal/node"
+	"hearth/internal/node/agent/demand"
 	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/turn"
 )
@@ -23,7 +24,7 @@ type pool struct {
 	snapshot hearth.Snapshot
 	floor    int // machines to hold whatever is asked for
 	ceiling  int // machines to hold at most; 0: the pool is to go
-	demand   demand
+	demand   demand.Demand
 	ready    []*machine // oldest first
 	filling  int
 	size     int64 // bytes of the machine that was made last
@@ -48,7 +49,7 @@ func (p *pool) due(now, taken time.Time) time.Time {
 // want is how many machines the pool should hold now: as many as the busiest
 // ten seconds of the last ten minutes took, within its bounds.
 func (p *pool) want(now time.Time) int {
-	return min(max(p.demand.peak(now), p.floor), p.ceiling)
+	return min(max(p.demand.Peak(now), p.floor), p.ceiling)
 }
 
 // sizeGuess is the memory of a pool's first machine, before one was measured.
@@ -102,7 +103,7 @@ func (a *Agent) asked(p plan) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if pl := a.pools[p.restore.ID]; pl != nil {
-		pl.demand.note(a.now())
+		pl.demand.Note(a.now())
 		a.nudge()
 	}
 }

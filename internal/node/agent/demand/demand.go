@@ -1,4 +1,6 @@
-package agent
+// Package demand remembers how many machines of a pool were asked for lately, and
+// so how many the pool should hold.
+package demand
 
 import "time"
 
@@ -7,22 +9,22 @@ const (
 	burstSeconds  = 10  // starts this close together must be served without a refill between them
 )
 
-// demand remembers how many starts a pool was asked for in each of the last
-// seconds. The zero value has seen none. It is guarded by Agent.mu.
-type demand struct {
+// Demand remembers how many starts a pool was asked for in each of the last
+// seconds. The zero value has seen none. It is guarded by the pool's owner.
+type Demand struct {
 	counts [demandSeconds]int
 	newest int64 // second since 1970 of the newest count
 }
 
-// note counts one start.
-func (d *demand) note(now time.Time) {
+// Note counts one start.
+func (d *Demand) Note(now time.Time) {
 	d.turn(now)
 	d.counts[d.newest%demandSeconds]++
 }
 
-// peak is the most starts that came within burstSeconds of each other while they
+// Peak is the most starts that came within burstSeconds of each other while they
 // are remembered: what a pool has to hold, so that the same again finds it full.
-func (d *demand) peak(now time.Time) int {
+func (d *Demand) Peak(now time.Time) int {
 	d.turn(now)
 	most, within := 0, 0
 	for i := range int64(demandSeconds) { // oldest first
@@ -37,7 +39,7 @@ func (d *demand) peak(now time.Time) int {
 }
 
 // turn forgets what is too old. A clock that goes back adds to the newest second.
-func (d *demand) turn(now time.Time) {
+func (d *Demand) turn(now time.Time) {
 	second := max(now.Unix(), d.newest)
 	for range min(second-d.newest, demandSeconds) {
 		d.newest++
