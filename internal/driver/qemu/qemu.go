@@ -24,6 +24,11 @@
 // A checkpoint: machine.json (what it needs), device.state (QEMU's), ram.index
 // and ram.pages (package ram's), disk.img. It is layered at most once: a clone of
 // a clone still refers to the first template, and keeps all that differs from it.
+// One of the files alone is machine.json and disk.img, and a machine that starts
+// from it boots.
+//
+// What a guest frees it reports through its balloon, and QEMU drops those pages of
+// the private mapping: jail's filter of system calls sees to that.
 package qemu
 
 import (
