@@ -53,6 +53,7 @@ func TestEveryDriver(t *testing.T) {
 				t.Run("python", func(t *testing.T) { s.with(env).run(t, 3*time.Minute, "py", py, "-m", "unittest", "-v", "core") })
 			}
 			t.Run("boot", func(t *testing.T) { bootsWithoutSnapshot(t, s, d) })
+			t.Run("files", func(t *testing.T) { keepsFilesAlone(t, s, d) })
 		})
 	}
 }
@@ -67,6 +68,20 @@ func bootsWithoutSnapshot(t *testing.T, s *server, d tried) {
 	info, err := sb.Info(t.Context())
 	if err != nil || info.Driver != d.name || info.Isolation != d.isolation {
 		t.Errorf("%+v, %v", info, err)
+	}
+}
+
+// keepsFilesAlone pauses a sandbox without its memory: it boots, and has its files.
+func keepsFilesAlone(t *testing.T, s *server, d tried) {
+	const state = "cat /root/kept; cat /proc/sys/kernel/random/boot_id"
+	sb := s.sandbox(t, client.CreateOptions{Template: "small-" + d.name, Driver: d.name})
+	before := sh(t, sb, "echo kept >/root/kept; "+state)
+	must(t, s.client(t).PauseFiles(t.Context(), sb.ID))
+	again, err := s.client(t).Connect(t.Context(), sb.ID, time.Minute)
+	must(t, err)
+	after := sh(t, again, state)
+	if !strings.HasPrefix(after, "kept\n") || after == before {
+		t.Errorf("it had %q, and after a pause without memory %q", before, after)
 	}
 }
 

@@ -220,6 +220,7 @@ func TestBoot(t *testing.T) {
 	if _, err := m.channel.Dial(t.Context(), 81); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a port where nothing listens: %v", err)
 	}
+	m.settles(lan)
 	m.quota()
 	m.get("/mount")
 	began = time.Now()
@@ -228,6 +229,43 @@ func TestBoot(t *testing.T) {
 	m.forks()
 	m.reconnect(lan)
 	m.exits()
+}
+
+// settles makes the disk stand still: a write waits, and all else goes on, until
+// the machine is configured.
+func (m *machine) settles(s channel.Settings) {
+	m.Helper()
+	ctx, cancel := context.WithTimeout(m.Context(), 60*time.Second)
+	defer cancel()
+	for range 2 {
+		if err := m.channel.Settle(ctx); err != nil {
+			m.Fatal(err)
+		}
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://guest/file?path=/root/late&value=late", nil)
+		res, err := m.http.Do(req)
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		wrote <- err
+	}()
+	for range 20 {
+		m.get("/ticks")
+	}
+	select {
+	case err := <-wrote:
+		m.Errorf("a disk that stands still was written to: %v", err)
+	default:
+	}
+	m.configure(s)
+	if err := <-wrote; err != nil {
+		m.Errorf("the write that waited: %v", err)
+	}
+	if got := m.get("/file?path=/root/late"); got != "late" {
+		m.Errorf("it wrote %q", got)
+	}
 }
 
 // quota fills the disk from two places.
