@@ -54,14 +54,9 @@ const (
 
 // manifest is the content of machine.json: what a checkpoint must be restored over.
 type manifest struct {
-	ID        string           `json:"id"`             // its own, random
-	Base      string           `json:"base,omitempty"` // of the checkpoint that its memory lies over
-	Key       string           `json:"key"`
-	Layers    []string         `json:"layers"`             // LayerID of each
-	Guest     string           `json:"guest,omitempty"`    // base name of the guest image
-	GuestID   string           `json:"guest_id,omitempty"` // its LayerID
-	Resources hearth.Resources `json:"resources"`
-	Network   bool             `json:"network"`
+	ID   string `json:"id"`             // its own, random
+	Base string `json:"base,omitempty"` // of the checkpoint that its memory lies over
+	microvm.Fit
 }
 
 // Checkpoint writes the frozen machine: the whole memory of one that booted, what
@@ -252,19 +247,12 @@ func (m *machine) copyDisk(ctx context.Context, to string) error {
 func (m *machine) writeManifest(dir string, over *driver.Checkpoint) error {
 	id := make([]byte, idLength/2)
 	rand.Read(id) // never fails
-	man := manifest{
-		ID: hex.EncodeToString(id), Key: m.state.Key, Resources: m.state.Resources, Network: m.state.Net.NetNS != "",
-	}
-	var err error
-	if man.Layers, err = imageIDs(m.state.Layers); err != nil {
+	is := driver.Spec{Layers: m.state.Layers, Resources: m.state.Resources, Net: m.state.Net}
+	fit, err := microvm.NewFit(m.state.Key, is, m.state.Guest)
+	if err != nil {
 		return err
 	}
-	if m.state.Guest != "" {
-		man.Guest = filepath.Base(m.state.Guest)
-		if man.GuestID, err = driver.LayerID(m.state.Guest); err != nil {
-			return err
-		}
-	}
+	man := manifest{ID: hex.EncodeToString(id), Fit: fit}
 	if over != nil {
 		below, err := readManifest(over.Dir, checkpointFiles())
 		if err != nil {

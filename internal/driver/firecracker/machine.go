@@ -1,8 +1,6 @@
 package firecracker
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,8 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +18,7 @@ import (
 	"hearth/internal/driver/firecracker/jail"
 	"hearth/internal/driver/firecracker/vmm"
 	"hearth/internal/driver/hostproc"
+	"hearth/internal/driver/microvm"
 	"hearth/internal/driver/microvm/channel"
 	"hearth/internal/hearth"
 )
@@ -322,15 +319,7 @@ func (m *machine) traffic() (rx, tx int64) {
 	if err != nil || m.state.Net.Tap == "" {
 		return 0, 0
 	}
-	lines := bufio.NewScanner(bytes.NewReader(raw))
-	for lines.Scan() {
-		name, counters, _ := strings.Cut(lines.Text(), ":")
-		if f := strings.Fields(counters); strings.TrimSpace(name) == m.state.Net.Tap && len(f) >= 9 {
-			tx, _ = strconv.ParseInt(f[0], 10, 64)
-			rx, _ = strconv.ParseInt(f[8], 10, 64)
-		}
-	}
-	return rx, tx
+	return microvm.Traffic(string(raw), m.state.Net.Tap)
 }
 
 // Close kills the monitor and removes all there is of the machine.

@@ -54,7 +54,7 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 			return nil, err
 		}
 		if c == spec.From {
-			if r.guest, err = d.checkMatch(man, spec); err != nil {
+			if r.guest, err = man.Check(h.key.String(), spec, d.cfg.Guest); err != nil {
 				return nil, err
 			}
 			if err := microvm.CheckDisk(filepath.Join(c.Dir, checkpointDisk), spec.Resources.DiskMiB); err != nil {
@@ -138,51 +138,6 @@ func parseManifest(raw []byte) (manifest, error) {
 		return man, fmt.Errorf("it names guest image %.80q", man.Guest)
 	}
 	return man, nil
-}
-
-// checkMatch compares what a restored machine could not do without.
-func (d *Driver) checkMatch(man manifest, spec driver.Spec) (guest string, err error) {
-	refuse := func(format string, args ...any) (string, error) {
-		return "", hearth.Errorf(hearth.FailedPrecondition, "checkpoint "+format, args...)
-	}
-	r := spec.Resources
-	layers, err := imageIDs(spec.Layers)
-	switch {
-	case err != nil:
-		return "", err
-	case !slices.Equal(man.Layers, layers):
-		return refuse("was written over other layers")
-	case man.Resources != r:
-		return refuse("has %d vCPUs, %d MiB of memory and %d of disk, not %d, %d and %d",
-			man.Resources.VCPUs, man.Resources.MemoryMiB, man.Resources.DiskMiB, r.VCPUs, r.MemoryMiB, r.DiskMiB)
-	case man.Network != (spec.Net.NetNS != ""):
-		return refuse("has network %t, the machine %t", man.Network, spec.Net.NetNS != "")
-	case (man.Guest == "") != (d.cfg.Guest == ""):
-		return refuse("was written with guest image %q, this host has %q", man.Guest, d.cfg.Guest)
-	case man.Guest == "":
-		return "", nil
-	}
-	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
-	id, err := driver.LayerID(guest)
-	if err != nil {
-		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
-	}
-	if id != man.GuestID {
-		return refuse("needs another guest image %s than the one here", man.Guest)
-	}
-	return guest, nil
-}
-
-func imageIDs(layers []string) ([]string, error) {
-	ids := make([]string, len(layers))
-	for i, l := range layers {
-		id, err := driver.LayerID(l)
-		if err != nil {
-			return nil, hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(l))
-		}
-		ids[i] = id
-	}
-	return ids, nil
 }
 
 // furnishRestored puts disk and memory of a checkpoint into the jail.

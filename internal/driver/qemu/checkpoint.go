@@ -45,14 +45,9 @@ func filesOnly() []string { return []string{manifestFile, diskFile} }
 
 // manifest says what a checkpoint is of, and must be restored over.
 type manifest struct {
-	ID        string           `json:"id"`             // random
-	Base      string           `json:"base,omitempty"` // ID of the checkpoint whose memory this one's differs from
-	Key       string           `json:"key"`
-	Layers    []string         `json:"layers"`            // LayerID of each
-	Guest     string           `json:"guest,omitempty"`   // base name of the guest image
-	GuestID   string           `json:"guestid,omitempty"` // its LayerID
-	Resources hearth.Resources `json:"resources"`
-	Network   bool             `json:"network"`
+	ID   string `json:"id"`             // random
+	Base string `json:"base,omitempty"` // ID of the checkpoint whose memory this one's differs from
+	microvm.Fit
 }
 
 // chain is a checkpoint with what it refers to.
@@ -144,23 +139,14 @@ func (m *machine) settle(ctx context.Context, q *qmp.Conn) error {
 }
 
 func (m *machine) writeManifest(dir string, over *templateRef) error {
-	man := manifest{ID: rand.Text(), Key: m.state.Key, Resources: m.state.Resources, Network: m.state.Net.Tap != ""}
-	for _, l := range m.state.Layers {
-		id, err := driver.LayerID(l)
-		if err != nil {
-			return err
-		}
-		man.Layers = append(man.Layers, id)
+	is := driver.Spec{Layers: m.state.Layers, Resources: m.state.Resources, Net: m.state.Net}
+	fit, err := microvm.NewFit(m.state.Key, is, m.state.Guest)
+	if err != nil {
+		return err
 	}
+	man := manifest{ID: rand.Text(), Fit: fit}
 	if over != nil {
 		man.Base = over.ID
-	}
-	if m.state.Guest != "" {
-		var err error
-		man.Guest = filepath.Base(m.state.Guest)
-		if man.GuestID, err = driver.LayerID(m.state.Guest); err != nil {
-			return err
-		}
 	}
 	raw, err := json.Marshal(man)
 	if err != nil {
@@ -363,7 +349,7 @@ func (d *Driver) origin(ctx context.Context, spec driver.Spec) (origin, error) {
 	if err != nil {
 		return origin{}, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
-	if from.guest, err = d.checkMatch(man, spec, f.key.String()); err != nil {
+	if from.guest, err = man.Check(f.key.String(), spec, d.cfg.Guest); err != nil {
 		return origin{}, err
 	}
 	if err := microvm.CheckDisk(filepath.Join(c.Dir, diskFile), spec.Resources.DiskMiB); err != nil {
@@ -417,44 +403,4 @@ func readManifest(dir string, files []string) (manifest, error) {
 		return man, errors.New("it has no ID")
 	}
 	return man, nil
-}
-
-// checkMatch compares what the guest would stumble over.
-func (d *Driver) checkMatch(man manifest, spec driver.Spec, key string) (guest string, err error) {
-	refuse := func(format string, args ...any) (string, error) {
-		return "", hearth.Errorf(hearth.FailedPrecondition, "checkpoint "+format, args...)
-	}
-	var layers []string
-	for _, l := range spec.Layers {
-		id, err := driver.LayerID(l)
-		if err != nil {
-			return "", hearth.Wrap(hearth.InvalidArgument, err, "layer %s cannot be used", filepath.Base(l))
-		}
-		layers = append(layers, id)
-	}
-	switch {
-	case man.Key != key:
-		return refuse("was written by %q, this host is %q", man.Key, key)
-	case !slices.Equal(man.Layers, layers):
-		return refuse("was written over other layers than the %d given", len(layers))
-	case man.Resources != spec.Resources:
-		return refuse("is of a machine with %+v, not %+v", man.Resources, spec.Resources)
-	case man.Network != (spec.Net.Tap != ""):
-		return refuse("has network %t, the machine %t", man.Network, spec.Net.Tap != "")
-	case (man.Guest == "") != (d.cfg.Guest == ""):
-		return refuse("was written with guest image %q, this host has %q", man.Guest, d.cfg.Guest)
-	case man.Guest == "":
-		return "", nil
-	case man.Guest != filepath.Base(man.Guest):
-		return refuse("names guest image %q", man.Guest)
-	}
-	guest = filepath.Join(filepath.Dir(d.cfg.Guest), man.Guest)
-	id, err := driver.LayerID(guest)
-	if err != nil {
-		return "", hearth.Wrap(hearth.FailedPrecondition, err, "checkpoint needs guest image %s, which is not here", man.Guest)
-	}
-	if id != man.GuestID {
-		return refuse("needs another guest image %s than the one here", man.Guest)
-	}
-	return guest, nil
 }

@@ -251,8 +251,8 @@ func checkpoint(t *testing.T, man manifest) *driver.Checkpoint {
 }
 
 func TestLayeredCheckpointsNeedTheirBase(t *testing.T) {
-	base := manifest{ID: "base", Key: "k"}
-	delta := manifest{ID: "delta", Base: "base", Key: "k"}
+	base := manifest{ID: "base", Fit: microvm.Fit{Key: "k"}}
+	delta := manifest{ID: "delta", Base: "base", Fit: microvm.Fit{Key: "k"}}
 	alone, layered := checkpoint(t, base), checkpoint(t, delta)
 	if c, err := resolve(base, alone); err != nil || c.own || c.template.Dir != alone.Dir {
 		t.Errorf("alone: %+v, %v", c, err)
@@ -263,9 +263,9 @@ func TestLayeredCheckpointsNeedTheirBase(t *testing.T) {
 	}
 	for name, wrong := range map[string]*driver.Checkpoint{
 		"none":        nil,
-		"another":     checkpoint(t, manifest{ID: "other", Key: "k"}),
-		"another key": checkpoint(t, manifest{ID: "base", Key: "x"}),
-		"layered too": checkpoint(t, manifest{ID: "base", Base: "z", Key: "k"}),
+		"another":     checkpoint(t, manifest{ID: "other", Fit: microvm.Fit{Key: "k"}}),
+		"another key": checkpoint(t, manifest{ID: "base", Fit: microvm.Fit{Key: "x"}}),
+		"layered too": checkpoint(t, manifest{ID: "base", Base: "z", Fit: microvm.Fit{Key: "k"}}),
 	} {
 		layered.Base = wrong
 		if _, err := resolve(delta, layered); hearth.KindOf(err) != hearth.FailedPrecondition {
@@ -275,30 +275,6 @@ func TestLayeredCheckpointsNeedTheirBase(t *testing.T) {
 	layered.Base = &driver.Checkpoint{Dir: t.TempDir()}
 	if _, err := resolve(delta, layered); err == nil {
 		t.Error("an empty base was taken")
-	}
-}
-
-func TestCheckpointMustMatch(t *testing.T) {
-	d, err := New(Config{Root: "/run/q", Boot: noBoot})
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec := driver.Spec{Resources: hearth.Resources{VCPUs: 1, MemoryMiB: 64, DiskMiB: 64}}
-	good := manifest{ID: "i", Key: "k", Resources: spec.Resources}
-	if _, err := d.checkMatch(good, spec, "k"); err != nil {
-		t.Fatal(err)
-	}
-	for name, spoil := range map[string]func(*manifest){
-		"key": func(m *manifest) { m.Key = "x" }, "layers": func(m *manifest) { m.Layers = []string{"x"} },
-		"vcpus": func(m *manifest) { m.Resources.VCPUs = 2 }, "memory": func(m *manifest) { m.Resources.MemoryMiB = 1 },
-		"disk": func(m *manifest) { m.Resources.DiskMiB = 1 }, "network": func(m *manifest) { m.Network = true },
-		"guest": func(m *manifest) { m.Guest = "g.erofs" },
-	} {
-		man := good
-		spoil(&man)
-		if _, err := d.checkMatch(man, spec, "k"); hearth.KindOf(err) != hearth.FailedPrecondition {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }
 

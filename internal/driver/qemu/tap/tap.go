@@ -3,16 +3,12 @@
 package tap
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -137,13 +133,5 @@ func Traffic(a driver.Attachment) (rx, tx int64) {
 	if err != nil {
 		return 0, 0
 	}
-	lines := bufio.NewScanner(bytes.NewReader(raw))
-	for lines.Scan() {
-		name, counters, _ := strings.Cut(lines.Text(), ":")
-		if f := strings.Fields(counters); strings.TrimSpace(name) == a.Tap && len(f) >= 9 {
-			tx, _ = strconv.ParseInt(f[0], 10, 64)
-			rx, _ = strconv.ParseInt(f[8], 10, 64)
-		}
-	}
-	return rx, tx
+	return microvm.Traffic(string(raw), a.Tap)
 }
