@@ -1,7 +1,6 @@
 package jail
 
 import (
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -32,8 +31,10 @@ const (
 func keepTemplates() error {
 	filter := discardFilter()
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	defer runtime.KeepAlive(filter)
-	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
+	if _, _, errno := unix.Syscall(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // discardFilter returns 0 from fallocate(fd, PUNCH_HOLE|KEEP_SIZE, offset, length)
