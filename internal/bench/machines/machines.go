@@ -38,7 +38,7 @@ const (
 // Options are the command's flags.
 type Options struct {
 	Drivers []string      `placeholder:"NAME,..." help:"Drivers to measure; every one when empty. Those that cannot run here are skipped by name."`
-	Runs    int           `default:"10" help:"Boots, restores and pauses of each driver; those of an emulated one are half as many, jobs at most five."`
+	Runs    int           `default:"10" help:"Boots, restores and pauses of each driver; those of an emulated one are half as many. Jobs are run five times at most, emulated three times."`
 	Clones  []int         `default:"1,10,50" help:"How many clones are alive when their memory is read, if there is memory for them."`
 	Memory  int           `default:"256" help:"MiB of each machine."`
 	Emulate bool          `help:"Measure qemu with an emulated processor where KVM does not run, as node.qemu.emulate has it."`

@@ -193,7 +193,7 @@ func TestSubject(t *testing.T) {
 	o := valid()
 	o.Runs, o.Clones = 9, []int{10, 1, 10}
 	s := newSubject(&lab{progress: io.Discard}, o, d, driver.Capabilities{Isolation: hearth.EmulatedVM, MemorySnapshot: true})
-	if s.runs != 4 || s.jobs != 5 || len(s.clones) != 2 || s.clones[0] != 1 {
+	if s.runs != 4 || s.jobs != 3 || len(s.clones) != 2 || s.clones[0] != 1 {
 		t.Errorf("runs %d, jobs %d, clones %v", s.runs, s.jobs, s.clones)
 	}
 	s.boot.Took(3 * time.Second)

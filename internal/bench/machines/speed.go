@@ -26,12 +26,12 @@ type job struct {
 // what a kernel has to do.
 func jobs() []job {
 	return []job{
-		{"a million turns of a Python loop", 1_000_000, `exec /usr/bin/python3 -c 'x = 0
+		{"three million turns of a Python loop", 3_000_000, `exec /usr/bin/python3 -c 'x = 0
 for i in range(%d): x += i * i'`},
-		{"SHA-256 of 64 MiB, OpenSSL's", 64, `exec /usr/bin/python3 -c 'import hashlib
+		{"SHA-256 of 192 MiB, OpenSSL's", 192, `exec /usr/bin/python3 -c 'import hashlib
 h, b = hashlib.sha256(), bytes(1 << 20)
 for i in range(%d): h.update(b)'`},
-		{"100 processes one after the other", 100, `i=0; while [ $i -lt %d ]; do /bin/true; i=$((i+1)); done`},
+		{"300 processes one after the other", 300, `i=0; while [ $i -lt %d ]; do /bin/true; i=$((i+1)); done`},
 	}
 }
 

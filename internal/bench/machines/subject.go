@@ -60,7 +60,7 @@ func newSubject(l *lab, o Options, d driver.Driver, caps driver.Capabilities) *s
 		s.restoreStock = s.bootStock
 	}
 	if caps.Isolation == hearth.EmulatedVM {
-		s.runs = max(1, o.Runs/2)
+		s.runs, s.jobs = max(1, o.Runs/2), min(o.Runs, 3)
 	}
 	return s
 }
