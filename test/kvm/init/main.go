@@ -137,7 +137,7 @@ func host() error {
 		return err
 	}
 	// The kernel loads the rest itself, by way of modprobe, when it is asked for.
-	for _, m := range []string{"kvm-amd", "tun", "vhost_vsock", "vhost_net", "loop", "nf_tables", "xfrm_user", "veth"} {
+	for _, m := range []string{"kvm-amd", "tun", "vhost_vsock", "vhost_net", "loop", "nf_tables", "xfrm_user", "veth", "sch_tbf"} {
 		if out, err := exec.Command("modprobe", m).CombinedOutput(); err != nil {
 			fmt.Printf("init: modprobe %s: %v %s\n", m, err, strings.TrimSpace(string(out)))
 		}
