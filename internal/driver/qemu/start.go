@@ -116,7 +116,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (star
 	defer bag.Close()
 	plan, err := d.pack(spec, from, bag)
 	if err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "machine %s cannot be prepared", spec.ID)
+		return nil, hearth.Wrap(hearth.KindOf(err), err, "machine %s cannot be prepared", spec.ID)
 	}
 	if from.chain != nil {
 		id := from.chain.template.ID

@@ -16,6 +16,7 @@ import (
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/microvm"
+	"hearth/internal/hearth"
 )
 
 // inNetNS runs a function in a network namespace, on a thread that ends with it.
@@ -97,7 +98,7 @@ func limit(a driver.Attachment, rate int64) error {
 			Limit: uint32(min(rate*int64(queueTime)/int64(time.Second), math.MaxUint32)),
 		})
 		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("the rate of %s cannot be limited: load the kernel module sch_tbf: %w", name, err)
+			return hearth.Wrap(hearth.FailedPrecondition, err, "the rate of %s cannot be limited: load the kernel module sch_tbf", name)
 		}
 		if err != nil {
 			return fmt.Errorf("the rate of %s cannot be limited: %w", name, err)
