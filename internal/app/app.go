@@ -171,7 +171,7 @@ func (a *App) openShelf() error {
 	if err != nil {
 		return err
 	}
-	a.shelf = shelf.New(a.blobs).WithArchive(shelf.Packing{
+	a.shelf = shelf.New(faultyBlobs(a.blobs)).WithArchive(shelf.Packing{
 		Archive: archive, Cache: int64(c.CacheMiB) << 20, After: packAfter, Log: a.opts.Log,
 	})
 	return nil
@@ -247,7 +247,7 @@ func (a *App) openNode(ctx context.Context) error {
 	}
 	byName := map[string]driver.Driver{}
 	for _, d := range a.drivers {
-		byName[d.Name()] = d
+		byName[d.Name()] = faultyDriver(d)
 	}
 	if a.network, err = newNetwork(a.cfg, nodeTag(a.cfg.Data), a.opts.Log); err != nil {
 		return err
@@ -262,9 +262,9 @@ func (a *App) openNode(ctx context.Context) error {
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20, PoolCeiling: 1000, // of a template: config.PoolBounds
 	}, agent.Deps{
-		Drivers: byName, Network: a.network, Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
+		Drivers: byName, Network: faultyNetwork(a.network), Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
-			return nodeGuest{agentclient.New(dial, secret)}
+			return faultyGuest(nodeGuest{agentclient.New(dial, secret)})
 		},
 	})
 	return a.agent.Open(ctx)
@@ -319,7 +319,7 @@ func binaryDigest(bin []byte) string {
 
 func (a *App) openControl(ctx context.Context) error {
 	a.control = control.New(control.Deps{
-		Store: a.db, Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
+		Store: faultyRows(a.db), Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
 		Limits: control.Limits{Sandboxes: a.cfg.Sandbox.Max, MaxTimeout: a.cfg.Sandbox.MaxTimeout},
 		Unused: func(id hearth.SandboxID) (time.Time, bool) {
 			if e := a.traffic.Load(); e != nil {
