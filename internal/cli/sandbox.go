@@ -131,7 +131,7 @@ func (s *sandboxListCmd) Run(in *invocation) error {
 type sandboxExecCmd struct {
 	dataFlag
 	ID      string   `arg:"" help:"Sandbox."`
-	Command []string `arg:"" passthrough:"" help:"Shell command line."`
+	Command []string `arg:"" passthrough:"" help:"One word is a shell command line; more are a program and its arguments, which arrive as they are."`
 	User    string   `help:"User; default: the template's."`
 	Dir     string   `help:"Directory; default: the template's."`
 	Env     []string `sep:"none" placeholder:"NAME=VALUE" help:"Environment; may be repeated."`
@@ -147,11 +147,7 @@ func (s *sandboxExecCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	line := s.Command
-	if len(line) > 0 && line[0] == "--" {
-		line = line[1:]
-	}
-	r, err := sb.Commands.Run(in.ctx, strings.Join(line, " "), client.RunOptions{User: s.User, Dir: s.Dir, Env: env, Stdout: in.out, Stderr: in.err})
+	r, err := sb.Commands.Run(in.ctx, commandLine(s.Command), client.RunOptions{User: s.User, Dir: s.Dir, Env: env, Stdout: in.out, Stderr: in.err})
 	if err != nil {
 		return remote(err)
 	}
@@ -162,6 +158,33 @@ func (s *sandboxExecCmd) Run(in *invocation) error {
 		return fmt.Errorf("the command ended by %s", r.Error)
 	}
 	return remoteExit(r.ExitCode)
+}
+
+// commandLine is what a shell must be given so that words arrive as they are. One
+// word alone is a line already.
+func commandLine(words []string) string {
+	if len(words) > 0 && words[0] == "--" {
+		words = words[1:]
+	}
+	if len(words) == 1 {
+		return words[0]
+	}
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = shellWord(w)
+	}
+	return strings.Join(quoted, " ")
+}
+
+// shellWord quotes a word if a shell would see more in it.
+func shellWord(w string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-+./:,@%", r)
+	}
+	if w != "" && strings.IndexFunc(w, func(r rune) bool { return !plain(r) }) < 0 {
+		return w
+	}
+	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
 }
 
 // sandbox connects to a sandbox that runs and leaves its end where it is, but for

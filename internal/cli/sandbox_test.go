@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -85,5 +87,30 @@ func TestCreateArguments(t *testing.T) {
 				t.Errorf("got %d and %q, want %d and %q", code, got, tc.code, tc.want)
 			}
 		})
+	}
+}
+
+// TestWordsArriveAsTheyAre lets a real shell take apart what exec makes of words.
+func TestWordsArriveAsTheyAre(t *testing.T) {
+	for _, words := range [][]string{
+		{"sh", "-c", "a b"}, {"--", "sh", "-c", "echo $HOME; exit 3"}, {"printf", "%s", ""}, {"echo", "it's", `a "b" \c`, "*", "~", "x=1", "a\nb", "#", "ü", "!!"},
+		{"x", "A=1", "b"},
+	} {
+		want := words
+		if want[0] == "--" {
+			want = want[1:]
+		}
+		out, err := exec.Command("sh", "-c", `printf '%s\0' `+commandLine(words)).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, want) {
+			t.Errorf("%q arrive as %q", words, got)
+		}
+	}
+	for _, line := range [][]string{{"echo a; echo b | cat"}, {"--", "echo a; echo b | cat"}} {
+		if got := commandLine(line); got != "echo a; echo b | cat" {
+			t.Errorf("the line %q becomes %q", line, got)
+		}
 	}
 }
