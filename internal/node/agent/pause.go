@@ -24,11 +24,29 @@ func (a *Agent) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRe
 	defer unlock()
 	switch {
 	case b != nil:
-		return a.pause(ctx, b, req)
+		snap, err = a.pause(ctx, b, req)
+		if a.madeRoom(ctx, b, err) {
+			return a.pause(ctx, b, req)
+		}
+		return snap, err
 	case snap != nil:
 		return snap, nil
 	}
 	return nil, notFound(id)
+}
+
+// madeRoom reports whether a checkpoint that failed on a full disk, and whose
+// sandbox runs on, may be tried once more: plain files of other snapshots, which
+// are a cache, are given up for it. The caller holds the sandbox's lock.
+func (a *Agent) madeRoom(ctx context.Context, b *box, why error) bool {
+	if why == nil || hearth.KindOf(why) != hearth.ResourceExhausted || a.box(b.id) != b {
+		return false
+	}
+	freed, err := a.shelf.MakeRoom(ctx)
+	if freed > 0 || err != nil {
+		a.log.Warn("the disk is full: plain files of packed snapshots were removed", "bytes", freed, "err", err)
+	}
+	return freed > 0
 }
 
 // Snapshot writes a sandbox's state and lets it go on. Asked again with the same
@@ -43,7 +61,11 @@ func (a *Agent) Snapshot(ctx context.Context, id hearth.SandboxID, req node.Snap
 	case snap != nil:
 		return snap, nil
 	case b != nil:
-		return a.snapshot(ctx, b, req)
+		snap, err = a.snapshot(ctx, b, req)
+		if a.madeRoom(ctx, b, err) {
+			return a.snapshot(ctx, b, req)
+		}
+		return snap, err
 	}
 	return nil, notFound(id)
 }

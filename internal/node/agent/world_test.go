@@ -46,7 +46,8 @@ type world struct {
 	blobs *tappedBlobs
 	shelf *shelf.Shelf // of the newest agent
 
-	archive blob.Archive // of a shelf that keeps no plain files but those in use; nil: none
+	archive blob.Archive // of a shelf; nil: none
+	cache   int64        // bytes of plain files that a shelf with an archive keeps beside those in use
 
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
@@ -126,7 +127,7 @@ func (w *world) agent(cfg agent.Config) *agent.Agent {
 	cfg.Dir = w.dir
 	w.shelf = shelf.New(w.blobs)
 	if w.archive != nil {
-		w.shelf.WithArchive(shelf.Packing{Archive: w.archive, Log: slog.New(slog.DiscardHandler)})
+		w.shelf.WithArchive(shelf.Packing{Archive: w.archive, Cache: w.cache, Log: slog.New(slog.DiscardHandler)})
 	}
 	drivers := map[string]driver.Driver{fake.Name: fake.New(w.host)}
 	for name, host := range w.others {

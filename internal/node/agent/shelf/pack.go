@@ -58,7 +58,7 @@ func (s *Shelf) Tidy(ctx context.Context) error {
 		}
 		errs = append(errs, s.packOne(ctx, id))
 	}
-	errs = append(errs, s.evict(ctx), s.collect(ctx))
+	errs = append(errs, s.evict(ctx, s.packing.Cache), s.collect(ctx))
 	return errors.Join(errs...)
 }
 
@@ -208,11 +208,34 @@ func (s *Shelf) settle(ctx context.Context, id hearth.SnapshotID, err error) ([]
 	return s.reap(ctx, s.graph, n.parent)
 }
 
+// MakeRoom deletes all plain files that are packed and not in use, for somebody
+// whose disk is full. It returns how many bytes they had; what the archive is not
+// seen to have stays.
+func (s *Shelf) MakeRoom(ctx context.Context) (freed int64, err error) {
+	before := s.plainBytes()
+	err = s.evict(ctx, 0)
+	return before - s.plainBytes(), err
+}
+
+func (s *Shelf) plainBytes() (sum int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.graph == nil {
+		return 0
+	}
+	for _, n := range s.graph.nodes {
+		if n.raw {
+			sum += n.bytes()
+		}
+	}
+	return sum
+}
+
 // evict deletes plain files that are packed and not in use, those first that were
 // not used for longest, until the rest is within the limit.
-func (s *Shelf) evict(ctx context.Context) error {
+func (s *Shelf) evict(ctx context.Context, limit int64) error {
 	var errs []error
-	for _, id := range s.excess() {
+	for _, id := range s.excess(limit) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -222,7 +245,7 @@ func (s *Shelf) evict(ctx context.Context) error {
 }
 
 // excess lists whose plain files should go.
-func (s *Shelf) excess() []hearth.SnapshotID {
+func (s *Shelf) excess(limit int64) []hearth.SnapshotID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.graph == nil {
@@ -244,7 +267,7 @@ func (s *Shelf) excess() []hearth.SnapshotID {
 		return cmp.Or(g.nodes[a].used.Compare(g.nodes[b].used), cmp.Compare(a, b))
 	})
 	for i, id := range list {
-		if total <= s.packing.Cache {
+		if total <= limit {
 			return list[:i]
 		}
 		total -= g.nodes[id].bytes()

@@ -357,6 +357,19 @@ func TestFullDisk(t *testing.T) {
 		}
 		p.release(string(s.ID))
 	}
+	// Room that is asked for is made of what the archive has and nobody uses.
+	p.lay("m", s1)
+	if freed, err := p.shelf.MakeRoom(t.Context()); err != nil || freed != 0 || !p.has("s1") {
+		t.Fatalf("%d bytes were freed of what is in use, %v", freed, err)
+	}
+	p.release("m")
+	if freed, err := p.shelf.MakeRoom(t.Context()); err != nil || freed != 1<<20 || p.has("s1") || !p.has("s2") {
+		t.Fatalf("%d bytes were freed, %v; want those of the packed snapshot alone", freed, err)
+	}
+	p.put("s4", "", blobtest.Noise(1<<19, 4))
+	if err := p.shelf.Remove(t.Context(), "s4"); err != nil {
+		t.Fatal(err)
+	}
 	p.reopen(0, nil) // less cache makes room
 	for range 3 {
 		err = p.shelf.Tidy(t.Context())
