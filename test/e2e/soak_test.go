@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ const (
 	soakMost    = 4 // sandboxes of one worker at once
 	soakCrash   = 12 * time.Second
 	soakPatient = 60 * time.Second // for a server that comes back
+	soakGrowth  = 48               // MiB, and descriptors, that chance may add
 )
 
 // TestSoak does random things to sandboxes while the server is killed again and
@@ -48,10 +48,12 @@ func TestSoak(t *testing.T) {
 	for i := range soakWorkers {
 		all.Go(func() { k.work(uint64(i)) })
 	}
-	k.crash()
+	all.Go(k.watch)
+	k.crash(length * 2 / 3)
 	all.Wait()
 	t.Logf("done: %v; %d crashes", k.did, k.crashes)
 	k.account()
+	k.judge(t)
 	if t.Failed() {
 		return
 	}
@@ -62,16 +64,6 @@ func TestSoak(t *testing.T) {
 		}
 		<-time.After(100 * time.Millisecond)
 	}
-}
-
-// holdings counts what sandboxes cost the host.
-type holdings struct{ machines, snapshots int }
-
-func (s *server) holds(t *testing.T) holdings {
-	t.Helper()
-	snapshots, err := filepath.Glob(filepath.Join(s.data, "blobs", "snapshots", "*"))
-	must(t, err)
-	return holdings{machines: len(s.machines()), snapshots: len(snapshots)}
 }
 
 // soak is one run.
@@ -86,6 +78,7 @@ type soak struct {
 	crashes int
 
 	mu    sync.Mutex
+	calm  []sample // since the last crash
 	did   map[string]int
 	alive []*subject // of all workers, when they are done
 	maybe int        // creates whose answer was lost
@@ -116,10 +109,10 @@ func (k *soak) count(what string) {
 	k.did[what]++
 }
 
-// crash kills the server at random times and starts it again.
-func (k *soak) crash() {
+// crash kills the server at random times and starts it again, for the given time.
+func (k *soak) crash(length time.Duration) {
 	r := rand.New(rand.NewPCG(k.seed, 99))
-	for time.Now().Before(k.until) {
+	for until := time.Now().Add(length); time.Now().Before(until); {
 		<-time.After(soakCrash/2 + time.Duration(r.Int64N(int64(soakCrash))))
 		pid := k.s.pid(k.t)
 		k.epoch.Add(1)
@@ -130,6 +123,9 @@ func (k *soak) crash() {
 		k.crashes++
 		eventually(k.t, "the server is gone", func() bool { return syscall.Kill(pid, 0) != nil })
 		k.s.up(k.t)
+		k.mu.Lock()
+		k.calm = nil
+		k.mu.Unlock()
 		k.epoch.Add(1)
 	}
 }
