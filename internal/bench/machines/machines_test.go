@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"hearth/internal/bench/figure"
@@ -85,21 +84,18 @@ func (u unable) Probe(context.Context) (driver.Capabilities, error) {
 
 // TestJobIsWhatTheWorkAloneTakes also where the start of the program takes longer.
 func TestJobIsWhatTheWorkAloneTakes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		j := job{name: "x", n: 30, script: "%d"}
-		took, err := j.run(t.Context(), func(_ context.Context, script string) error {
-			time.Sleep(time.Second)
-			if script == "30" {
-				time.Sleep(30 * time.Millisecond)
-			}
-			return nil
-		})
-		if err != nil || took != 30*time.Millisecond {
-			t.Errorf("got %s, %v", took, err)
+	j := job{name: "x", n: 30, script: "%d"}
+	took, err := j.run(t.Context(), func(_ context.Context, script string) (spent, error) {
+		if script == "30" {
+			return spent{time.Second + 30*time.Millisecond, 70 * time.Millisecond}, nil
 		}
+		return spent{time.Second, 50 * time.Millisecond}, nil
 	})
+	if want := (spent{30 * time.Millisecond, 20 * time.Millisecond}); err != nil || took != want {
+		t.Errorf("got %v, %v", took, err)
+	}
 	broken := errors.New("no such program")
-	if _, err := jobs()[0].run(t.Context(), func(context.Context, string) error { return broken }); !errors.Is(err, broken) {
+	if _, err := jobs()[0].run(t.Context(), func(context.Context, string) (spent, error) { return spent{}, broken }); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -115,7 +111,7 @@ func TestJobsRunHere(t *testing.T) {
 			t.Errorf("%s: %v", j.name, err)
 		}
 	}
-	if err := executeHere(t.Context(), "echo too bad >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "too bad") {
+	if _, err := executeHere(t.Context(), "echo too bad >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "too bad") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -35,7 +35,15 @@ for i in range(%d): h.update(b)'`},
 	}
 }
 
-// native measures how long jobs take in a clone and on the host, in turn.
+// spent is what work takes: by the clock, and of processors, those of the whole
+// machine where it is a guest's. Beside other work the second is the better
+// measure: how much of a processor the work gets says nothing of the guest.
+type spent struct{ time, cpu time.Duration }
+
+// execute runs a script somewhere and says what that took.
+type execute func(ctx context.Context, script string) (spent, error)
+
+// native measures what jobs take in a clone and on the host, in turn.
 func (s *subject) native(ctx context.Context, from *driver.Checkpoint) (err error) {
 	m, _, err := s.start(ctx, from)
 	if err != nil {
@@ -46,26 +54,29 @@ func (s *subject) native(ctx context.Context, from *driver.Checkpoint) (err erro
 		return err
 	}
 	for _, j := range jobs() {
-		inside := figure.Milliseconds("guest: " + j.name)
-		outside := figure.Milliseconds("the same on the host")
+		inside, insideCPU := figure.Milliseconds("guest: "+j.name), figure.Milliseconds("guest, processor time: "+j.name)
+		outside, outsideCPU := figure.Milliseconds("the same on the host"), figure.Milliseconds("the same on the host")
 		err := s.times(ctx, j.name, s.jobs, func(ctx context.Context, counts bool) error {
-			took, err := j.run(ctx, m.execute)
+			guest, err := j.run(ctx, m.execute)
 			if err != nil {
 				return err
 			}
-			native, err := j.run(ctx, executeHere)
+			host, err := j.run(ctx, executeHere)
 			if err != nil {
 				outside.Skip(err.Error())
+				outsideCPU.Skip(err.Error())
 			}
 			if counts {
-				inside.Took(took)
-				outside.Took(native)
+				inside.Took(guest.time)
+				insideCPU.Took(guest.cpu)
+				outside.Took(host.time)
+				outsideCPU.Took(host.cpu)
 			}
 			return nil
 		})
-		f := inside.Figure().Against(s.driver.Name(), figure.Target{}, outside.Figure())
-		f.Note = "by the host's clock, less what the same program takes for nothing"
-		s.speed = append(s.speed, f)
+		s.speed = append(s.speed,
+			inside.Figure().Against(s.driver.Name(), figure.Target{}, outside.Figure()),
+			insideCPU.Figure().Against(s.driver.Name(), figure.Target{}, outsideCPU.Figure()))
 		if err != nil {
 			return err
 		}
@@ -73,36 +84,45 @@ func (s *subject) native(ctx context.Context, from *driver.Checkpoint) (err erro
 	return nil
 }
 
-// run returns how long the work alone takes: starting the program, and asking for
-// it, are measured first and taken off. The guest's clock is not asked.
-func (j job) run(ctx context.Context, execute func(ctx context.Context, script string) error) (time.Duration, error) {
-	var took [2]time.Duration
-	for i, n := range []int{0, j.n} {
-		began := time.Now()
-		if err := execute(ctx, fmt.Sprintf(j.script, n)); err != nil {
-			return 0, err
-		}
-		took[i] = time.Since(began)
+// run returns what the work alone takes: starting the program, and asking for it,
+// are measured first and taken off. The guest's clock is not asked.
+func (j job) run(ctx context.Context, execute execute) (spent, error) {
+	nothing, err := execute(ctx, fmt.Sprintf(j.script, 0))
+	if err != nil {
+		return spent{}, err
 	}
-	return max(0, took[1]-took[0]), nil
+	all, err := execute(ctx, fmt.Sprintf(j.script, j.n))
+	return spent{max(0, all.time-nothing.time), max(0, all.cpu-nothing.cpu)}, err
 }
 
 // execute runs a script in the guest.
-func (m *machine) execute(ctx context.Context, script string) error {
-	last := ""
+func (m *machine) execute(ctx context.Context, script string) (spent, error) {
+	before, err := m.Usage(ctx)
+	if err != nil {
+		return spent{}, err
+	}
+	last, began := "", time.Now()
 	exit, err := m.agent.Run(ctx, agentclient.RunRequest{User: "user", Cmd: script}, func(_, line string) { last = line })
+	took := time.Since(began)
 	if err == nil && exit != 0 {
 		err = hearth.Errorf(hearth.Internal, "the job ended with %d in the guest: %.200q", exit, last)
 	}
-	return err
+	if err != nil {
+		return spent{}, err
+	}
+	after, err := m.Usage(ctx)
+	return spent{took, after.CPU - before.CPU}, err
 }
 
 // executeHere runs a script on the host.
-func executeHere(ctx context.Context, script string) error {
+func executeHere(ctx context.Context, script string) (spent, error) {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", script)
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return hearth.Wrap(hearth.FailedPrecondition, err, "the job failed on the host: %.200q", strings.TrimSpace(string(out)))
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	took := time.Since(began)
+	if err != nil {
+		return spent{}, hearth.Wrap(hearth.FailedPrecondition, err, "the job failed on the host: %.200q", strings.TrimSpace(string(out)))
 	}
-	return nil
+	return spent{took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}, nil
 }
