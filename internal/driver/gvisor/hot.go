@@ -28,11 +28,11 @@ import (
 
 const (
 	pageSize   = 4096
-	hotGap     = 4 * pageSize // less between two ranges does not part them: reading is cheaper than a fault
-	maxHot     = 16 << 20     // bytes of pages in a list: what a machine holds of its own without having written
-	maxLesson  = 256 << 10    // bytes of a lesson
-	maxSets    = 128          // lessons kept; the oldest go first
-	maxLessons = 3            // machines that a checkpoint's list is learned from
+	hotGap     = pageSize  // no more between two ranges does not part them: every machine holds what is read
+	maxHot     = 8 << 20   // bytes of pages in a list: what a machine holds of its own without having written
+	maxLesson  = 256 << 10 // bytes of a lesson
+	maxSets    = 128       // lessons kept; the oldest go first
+	maxLessons = 3         // machines that a checkpoint's list is learned from
 	learnTime  = 200 * time.Millisecond
 )
 

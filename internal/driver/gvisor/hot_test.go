@@ -15,8 +15,8 @@ func TestHotRanges(t *testing.T) {
 	for name, c := range map[string]struct{ known, touched, want []uint64 }{
 		"none":           {nil, nil, nil},
 		"order":          {nil, []uint64{40 * p, 41 * p, 0, p}, []uint64{0, p, 40 * p, 41 * p}},
-		"small gap":      {nil, []uint64{0, p, 5 * p, 6 * p}, []uint64{0, 6 * p}},
-		"large gap":      {nil, []uint64{0, p, 6 * p, 7 * p}, []uint64{0, p, 6 * p, 7 * p}},
+		"small gap":      {nil, []uint64{0, p, 2 * p, 3 * p}, []uint64{0, 3 * p}},
+		"large gap":      {nil, []uint64{0, p, 3 * p, 4 * p}, []uint64{0, p, 3 * p, 4 * p}},
 		"overlap":        {nil, []uint64{0, 9 * p, 2 * p, 3 * p}, []uint64{0, 9 * p}},
 		"one more":       {[]uint64{40 * p, 41 * p}, []uint64{0, p}, []uint64{0, p, 40 * p, 41 * p}},
 		"unaligned":      {nil, []uint64{100, 200}, []uint64{0, p}},
