@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -118,19 +119,26 @@ func (man manifest) write(dir string, files ...string) error {
 // syncAll makes a checkpoint survive a power cut, private, and nobody's to
 // change: machines may map it for as long as they run.
 func syncAll(dir string, names []string) error {
-	for _, name := range names {
-		f, err := os.Open(filepath.Join(dir, name))
-		if err != nil {
-			return err
-		}
-		if name != "." {
-			err = f.Chmod(0o400)
-		}
-		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return err
-		}
+	var (
+		wg   sync.WaitGroup
+		errs = make([]error, len(names)) // the disk takes all at once in the time of the longest
+	)
+	for i, name := range names {
+		wg.Go(func() { errs[i] = syncOne(dir, name) })
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func syncOne(dir, name string) error {
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	if name != "." {
+		err = f.Chmod(0o400)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // origin decides what a machine is made of, and refuses a checkpoint that does

@@ -93,7 +93,9 @@ func (d *Daemon) quiesce(w http.ResponseWriter, r *http.Request) {
 			d.system.forget()
 		}
 		unix.Sync()
-		d.system.shrink()
+		if req.Forget || idleHeap() > muchIdle {
+			d.system.shrink()
+		}
 	}
 	w.WriteHeader(http.StatusNoContent)
 }

@@ -152,9 +152,10 @@ type Agent struct {
 	pools   map[hearth.SnapshotID]*pool
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
-	kept    bool      // Keep was called: pools it did not name go
-	short   bool      // the host is short of memory
-	taken   time.Time // when a machine was last taken from a pool
+	endings sync.WaitGroup // machines that are taken down after their pause was answered; part of work
+	kept    bool           // Keep was called: pools it did not name go
+	short   bool           // the host is short of memory
+	taken   time.Time      // when a machine was last taken from a pool
 
 	poolMemory int64
 	warm       int64 // starts served by a pool

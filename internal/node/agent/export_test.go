@@ -8,3 +8,6 @@ func (a *Agent) Drop() {
 	a.mu.Unlock()
 	a.end(errClosed())
 }
+
+// Settle waits until the machines of answered pauses are gone.
+func (a *Agent) Settle() { a.endings.Wait() }

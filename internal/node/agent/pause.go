@@ -21,18 +21,19 @@ func (a *Agent) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRe
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	switch {
-	case b != nil:
-		snap, err = a.pause(ctx, b, req)
+	if b != nil {
+		snap, err = a.pause(ctx, b, req, unlock)
 		if a.madeRoom(ctx, b, err) {
-			return a.pause(ctx, b, req)
+			snap, err = a.pause(ctx, b, req, unlock)
 		}
-		return snap, err
-	case snap != nil:
-		return snap, nil
+		if err == nil {
+			return snap, nil
+		}
+	} else if snap == nil {
+		err = notFound(id)
 	}
-	return nil, notFound(id)
+	unlock()
+	return snap, err
 }
 
 // madeRoom reports whether a checkpoint that failed on a full disk, and whose
@@ -94,8 +95,10 @@ func (a *Agent) checkpointed(ctx context.Context, id hearth.SandboxID, into hear
 	return snap, a.box(id), unlock, nil
 }
 
-// pause holds the sandbox's lock.
-func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest) (*hearth.Snapshot, error) {
+// pause holds the sandbox's lock. When it succeeds, the state is safe and the
+// machine stands still: the caller need not wait until it is gone. Whoever
+// wants the sandbox next does, for unlock is called then, and only then.
+func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest, unlock func()) (*hearth.Snapshot, error) {
 	checkpoint := b.mc.live.Checkpoint
 	if req.FilesOnly {
 		keeper, able := b.mc.live.(driver.FileKeeper)
@@ -130,8 +133,13 @@ func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest) (*hear
 	if !a.remove(b) {
 		return nil, notFound(b.id)
 	}
-	a.discard(ctx, b.mc)
 	a.log.Info("sandbox paused", "sandbox", b.id, "snapshot", snap.ID)
+	a.endings.Add(1)
+	a.work.Go(func() {
+		defer a.endings.Done()
+		defer unlock()
+		a.discard(ctx, b.mc)
+	})
 	return snap, nil
 }
 

@@ -49,6 +49,8 @@ type world struct {
 	archive blob.Archive // of a shelf; nil: none
 	cache   int64        // bytes of plain files that a shelf with an archive keeps beside those in use
 
+	newest *agent.Agent
+
 	mu   sync.Mutex
 	hook func(ctx context.Context, op string) error
 	free int64 // host memory available
@@ -149,6 +151,7 @@ func (w *world) open(cfg agent.Config) *agent.Agent {
 	if err := a.Open(w.t.Context()); err != nil {
 		w.t.Fatalf("Open: %v", err)
 	}
+	w.newest = a
 	return a
 }
 
@@ -209,6 +212,7 @@ func (w *world) wantHeld(n int) {
 
 func (w *world) held() string {
 	w.t.Helper()
+	w.newest.Settle()
 	s := fmt.Sprintf("%d machines, %d slots", len(w.host.Machines()), w.slots.count())
 	for _, d := range []string{"machines", "run", "checkpoint"} {
 		s += fmt.Sprintf(", %d %s", len(w.entries(d)), strings.Replace(d, "machines", "records", 1))
