@@ -240,6 +240,29 @@ func TestRealCells(t *testing.T) {
 	}
 }
 
+// TestRealRehearsal: of the cells before the first one nothing is left, but that
+// what they needed is there.
+func TestRealRehearsal(t *testing.T) {
+	names := "[n for n in dir() if not n.startswith('_')]"
+	untouched := realRig(t, Marker{}).run(names).text
+	r := realRig(t, Marker{Preload: []string{"json"}})
+	for range 2 {
+		if err := r.svc.Rehearse(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if res := r.run("print(repr(_), Out)"); res.stdout != "'' {}\n" || res.count != 1 {
+		t.Fatalf("%+v", res)
+	}
+	if res := r.run(names); res.text != untouched || res.count != 2 {
+		t.Fatalf("%+v, want the names %s", res, untouched)
+	}
+	r.run("20+22")
+	if res := r.run("_"); res.text != "42" {
+		t.Fatalf("the last result is %q", res.text)
+	}
+}
+
 func TestRealEnvironment(t *testing.T) {
 	r := realRig(t, Marker{})
 	r.svc.Reset(map[string]string{"GLOBAL": "one", "BOTH": "global"})

@@ -77,9 +77,10 @@ def _forget(shell):
     """Leave the namespace and the counters as a fresh kernel has them."""
     for name in ("_p", "_f", "_m", "os"):
         shell.user_ns.pop(name, None)
-    for name in ("_", "__", "___"):
-        shell.user_ns[name] = ""
+    unders = dict.fromkeys(("_", "__", "___"), "")
+    for name in unders:
         setattr(shell.displayhook, name, "")
+    shell.push(unders, interactive=False)  # as hidden names: else IPython takes them for the user's and never sets them again
     shell.user_ns.get("Out", {}).clear()
     shell.execution_count = 1
     shell.kernel.execution_count = 0
