@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -161,7 +162,7 @@ func cannotRun(w wish, why error) error {
 	if why == nil {
 		return hearth.Errorf(hearth.FailedPrecondition, "%s: %s is not in this build", w.key, w.driver)
 	}
-	return hearth.Wrap(hearth.FailedPrecondition, why, "%s: %s cannot run on this host", w.key, w.driver)
+	return hearth.Wrap(hearth.FailedPrecondition, fmt.Errorf("%w; `hearth doctor` says what to do", why), "%s: %s cannot run on this host", w.key, w.driver)
 }
 
 // Purge removes what drivers keep between machines. What is left serves another

@@ -56,7 +56,7 @@ func TestChoose(t *testing.T) {
 			err: "node.driver: auto finds no driver that runs on this host: firecracker is missing: install it; qemu: it would emulate"},
 		{name: "asked for", host: []string{"firecracker", "~qemu", "gvisor"}, driver: "qemu", want: []string{"qemu"}},
 		{name: "asked for and missing", host: []string{"-firecracker", "qemu", "gvisor"}, driver: "firecracker",
-			err: "node.driver: firecracker cannot run on this host: firecracker is missing: install it"},
+			err: "node.driver: firecracker cannot run on this host: firecracker is missing: install it; `hearth doctor` says what to do"},
 		{name: "not in this build", host: []string{"gvisor"}, driver: "qemu", err: "node.driver: qemu is not in this build"},
 		{name: "further ones", host: []string{"firecracker", "~qemu", "gvisor"}, drivers: []string{"gvisor", "qemu", "gvisor"}, want: []string{"firecracker", "gvisor", "qemu"}},
 		{name: "a further one that is missing", host: []string{"-firecracker", "-qemu", "gvisor"}, drivers: []string{"qemu"},
