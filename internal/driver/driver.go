@@ -175,3 +175,14 @@ type Exit struct {
 	Reason string
 	At     time.Time
 }
+
+// Why says in a few words how a machine ended.
+func (x Exit) Why() string {
+	switch {
+	case x.OOM:
+		return "out of memory"
+	case x.Reason != "":
+		return x.Reason
+	}
+	return "its machine ended"
+}

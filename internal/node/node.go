@@ -77,6 +77,20 @@ type StartRequest struct {
 	Revert bool
 }
 
+// Check refuses what no node could start.
+func (r StartRequest) Check() error {
+	s := r.Sandbox
+	switch {
+	case s.ID == "" || len(s.ID) > 64:
+		return hearth.Errorf(hearth.InvalidArgument, "sandbox.id is %d bytes long, not 1 to 64", len(s.ID))
+	case s.Resources.VCPUs < 1 || s.Resources.MemoryMiB < 1 || s.Resources.DiskMiB < 1:
+		return hearth.Errorf(hearth.InvalidArgument, "sandbox.resources are not all positive")
+	case r.Revert && r.Restore == nil:
+		return hearth.Errorf(hearth.InvalidArgument, "revert needs a snapshot to restore")
+	}
+	return nil
+}
+
 // PauseRequest says what a pause leaves behind.
 type PauseRequest struct {
 	Into   hearth.SnapshotID

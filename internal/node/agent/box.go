@@ -13,11 +13,12 @@ import (
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/meter"
 	"hearth/internal/node/agent/turn"
 )
 
 // box is a sandbox with a machine. Its machine's owner is whoever holds the
-// sandbox's lock; state, interrupt and sample are guarded by Agent.mu; the rest
+// sandbox's lock; state, interrupt and cpu are guarded by Agent.mu; the rest
 // does not change.
 type box struct {
 	id        hearth.SandboxID
@@ -31,7 +32,7 @@ type box struct {
 	interrupt context.CancelCauseFunc // ends the checkpoint in progress, or taking it back
 	still     chan struct{}           // while the machine stands still and goes on in a moment; closed then
 	stopping  bool                    // a Stop waits for the lock
-	sample    sample
+	cpu       meter.CPU
 }
 
 // instance copies what callers may see. The caller holds Agent.mu.

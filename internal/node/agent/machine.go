@@ -129,19 +129,9 @@ func (a *Agent) watch(mc *machine) {
 		case <-a.life.Done():
 			return
 		}
-		mc.quit(hearth.Errorf(hearth.Unavailable, "the sandbox ended: %s", exitReason(mc.live.Exit())))
+		mc.quit(hearth.Errorf(hearth.Unavailable, "the sandbox ended: %s", mc.live.Exit().Why()))
 		a.died(mc)
 	})
-}
-
-func exitReason(x driver.Exit) string {
-	switch {
-	case x.OOM:
-		return "out of memory"
-	case x.Reason != "":
-		return x.Reason
-	}
-	return "its machine ended"
 }
 
 // died takes down a machine whose guest has ended, whoever owns it. A start in
@@ -151,7 +141,7 @@ func (a *Agent) died(mc *machine) {
 	a.mu.Lock()
 	if a.takeFromPool(mc) {
 		a.mu.Unlock()
-		a.log.Warn("a machine of the pool ended", "machine", mc.id(), "reason", exitReason(mc.live.Exit()))
+		a.log.Warn("a machine of the pool ended", "machine", mc.id(), "reason", mc.live.Exit().Why())
 		a.discard(ctx, mc)
 		a.nudge()
 		return
@@ -170,7 +160,7 @@ func (a *Agent) died(mc *machine) {
 	}
 	defer unlock()
 	if a.remove(b) {
-		a.bury(ctx, b, exitReason(mc.live.Exit()))
+		a.bury(ctx, b, mc.live.Exit().Why())
 	}
 }
 

@@ -130,7 +130,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.key, a.caps = key, caps
-	a.total = a.capacity(m)
+	a.total = m.Capacity(a.cfg.Total, a.cfg.Dir)
 	a.poolMemory = a.cfg.PoolMemory
 	if a.poolMemory <= 0 {
 		a.poolMemory = m.Total / 4

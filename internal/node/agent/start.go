@@ -36,7 +36,7 @@ type flight struct {
 // the same generation it returns the same machine; a greater generation
 // replaces the machine, a smaller one is refused with Aborted.
 func (a *Agent) Start(ctx context.Context, req node.StartRequest) (*node.Instance, error) {
-	if err := checkStart(req); err != nil {
+	if err := req.Check(); err != nil {
 		return nil, err
 	}
 	req.Sandbox.Generation = cmp.Or(req.Sandbox.Launch, req.Sandbox.Generation)
@@ -118,20 +118,6 @@ func (a *Agent) board(ctx context.Context, req node.StartRequest) (f, before *fl
 
 func stale(s hearth.Sandbox) error {
 	return hearth.Errorf(hearth.Aborted, "generation %d of sandbox %s is over", s.Generation, s.ID)
-}
-
-// checkStart refuses what no node could start.
-func checkStart(req node.StartRequest) error {
-	s := req.Sandbox
-	switch {
-	case s.ID == "" || len(s.ID) > 64:
-		return hearth.Errorf(hearth.InvalidArgument, "sandbox.id is %d bytes long, not 1 to 64", len(s.ID))
-	case s.Resources.VCPUs < 1 || s.Resources.MemoryMiB < 1 || s.Resources.DiskMiB < 1:
-		return hearth.Errorf(hearth.InvalidArgument, "sandbox.resources are not all positive")
-	case req.Revert && req.Restore == nil:
-		return hearth.Errorf(hearth.InvalidArgument, "revert needs a snapshot to restore")
-	}
-	return nil
 }
 
 // start is one flight. It waits for the sandbox's lock.

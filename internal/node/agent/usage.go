@@ -1,12 +1,8 @@
 package agent
 
 import (
-	"cmp"
 	"context"
-	"runtime"
 	"slices"
-	"syscall"
-	"time"
 
 	"hearth/internal/hearth"
 	"hearth/internal/node"
@@ -15,29 +11,6 @@ import (
 
 // Memory is what a host has.
 type Memory = host.Memory
-
-// capacity is what may be allocated: as configured, else what the host has.
-func (a *Agent) capacity(m Memory) hearth.Resources {
-	t := a.cfg.Total
-	t.VCPUs = cmp.Or(t.VCPUs, runtime.NumCPU())
-	t.MemoryMiB = cmp.Or(t.MemoryMiB, int(m.Total>>20))
-	var fs syscall.Statfs_t
-	if t.DiskMiB == 0 && syscall.Statfs(a.cfg.Dir, &fs) == nil {
-		t.DiskMiB = int(fs.Blocks * uint64(fs.Bsize) >> 20)
-	}
-	return t
-}
-
-// sample is what the CPU percentage is the difference to.
-type sample struct {
-	at  time.Time
-	cpu time.Duration
-	pct float64
-}
-
-// minSample is the least time over which a CPU percentage means something; asked
-// sooner, Usage repeats the one before.
-const minSample = 100 * time.Millisecond
 
 // Usage is what a sandbox uses by the host's accounting. CPUPct is 0 in the
 // first sample; Disk is 0, for a guest's writes count as its memory.
@@ -53,15 +26,8 @@ func (a *Agent) Usage(ctx context.Context, id hearth.SandboxID) (node.Usage, err
 	now := a.now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if past := now.Sub(b.sample.at); b.sample.at.IsZero() || past >= minSample {
-		next := sample{at: now, cpu: u.CPU}
-		if !b.sample.at.IsZero() {
-			next.pct = max(0, 100*float64(u.CPU-b.sample.cpu)/float64(past))
-		}
-		b.sample = next
-	}
 	return node.Usage{
-		At: now, VCPUs: b.resources.VCPUs, CPUPct: b.sample.pct, Memory: u.Memory, MemoryMax: u.MemoryMax,
+		At: now, VCPUs: b.resources.VCPUs, CPUPct: b.cpu.Percent(now, u.CPU), Memory: u.Memory, MemoryMax: u.MemoryMax,
 		DiskMax: int64(b.resources.DiskMiB) << 20,
 	}, nil
 }

@@ -3,9 +3,12 @@ package host
 
 import (
 	"bufio"
+	"cmp"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"hearth/internal/hearth"
 )
@@ -42,4 +45,16 @@ func ReadMemory() (Memory, error) {
 		return Memory{}, hearth.Wrap(hearth.Internal, err, "the host's memory cannot be read")
 	}
 	return m, nil
+}
+
+// Capacity is what may be allocated: as configured in t, else what the host has; its
+// disk is that of dir.
+func (m Memory) Capacity(t hearth.Resources, dir string) hearth.Resources {
+	t.VCPUs = cmp.Or(t.VCPUs, runtime.NumCPU())
+	t.MemoryMiB = cmp.Or(t.MemoryMiB, int(m.Total>>20))
+	var fs syscall.Statfs_t
+	if t.DiskMiB == 0 && syscall.Statfs(dir, &fs) == nil {
+		t.DiskMiB = int(fs.Blocks * uint64(fs.Bsize) >> 20)
+	}
+	return t
 }
