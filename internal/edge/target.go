@@ -208,7 +208,7 @@ func cleaned(p string) string {
 
 func isReserved(p string) bool {
 	switch p, _, _ = strings.Cut(p, ";"); p {
-	case guest.InitPath, guest.QuiescePath, guest.ForwardPath, guest.RehearsePath,
+	case guest.InitPath, guest.QuiescePath, guest.ForwardPath, guest.RehearsePath, guest.InventoryPath,
 		"/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade":
 		return true
 	}

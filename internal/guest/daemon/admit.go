@@ -37,7 +37,7 @@ func (d *Daemon) admit(next http.Handler) http.Handler {
 		now := d.state.get()
 		control := r.Header.Get(guest.ControlHeader)
 		switch path := r.URL.Path; {
-		case path == "/health", path == guest.InitPath, path == guest.QuiescePath, path == guest.RehearsePath:
+		case path == "/health", path == guest.InitPath, path == guest.QuiescePath, path == guest.RehearsePath, path == guest.InventoryPath:
 			// These check who calls, or whose the daemon is, themselves.
 		case now.sealed && !now.wait.over(r.Context()):
 			sealed(w)

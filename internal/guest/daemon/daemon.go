@@ -59,13 +59,14 @@ type Daemon struct {
 	code    *interpreter // nil: the image has none
 	conns   *connections
 	handler http.Handler
+	root    string // whose files an inventory lists
 
 	services http.Handler // behind the guards
 }
 
 // New returns a sealed daemon that listens nowhere yet.
 func New(o Options) *Daemon {
-	d := &Daemon{log: o.Log, system: o.System, state: newState(), meter: newMeter(), conns: newConnections()}
+	d := &Daemon{log: o.Log, system: o.System, state: newState(), meter: newMeter(), conns: newConnections(), root: "/"}
 	d.process = process.New(process.Options{Reaper: o.Reaper, Session: d.state.session})
 	d.files = files.New(files.Options{Session: d.state.session, Guard: d.guardFile})
 	d.handler = d.routes()
@@ -97,6 +98,7 @@ func (d *Daemon) routes() http.Handler {
 	mux.HandleFunc("GET /envs", d.envs)
 	mux.HandleFunc("POST /init", d.init)
 	mux.HandleFunc("POST /quiesce", d.quiesce)
+	mux.HandleFunc("POST "+guest.InventoryPath, d.inventory)
 	mux.HandleFunc("GET /forward", d.forward)
 	mux.HandleFunc("POST "+guest.RehearsePath, d.rehearse)
 	d.services = mux

@@ -30,8 +30,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type fixture struct {
 	*testing.T
-	url string
-	hc  *http.Client
+	daemon *Daemon
+	url    string
+	hc     *http.Client
 }
 
 func serve(t *testing.T) *fixture {
@@ -41,7 +42,7 @@ func serve(t *testing.T) *fixture {
 	srv := httptest.NewUnstartedServer(d.Handler())
 	srv.Config.ConnState = d.conns.track
 	srv.Start()
-	f := &fixture{T: t, url: srv.URL, hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	f := &fixture{T: t, daemon: d, url: srv.URL, hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	t.Cleanup(func() {
 		srv.Close()
 		d.conns.closeForwards()

@@ -258,8 +258,8 @@ func (a *Agent) settle(ctx context.Context, mc *machine, p plan) (*node.Instance
 // startCold restores or boots a machine, when its turn has come. By then the
 // pool may have one after all.
 func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
-	if m, err := a.deps.Memory(); err == nil && m.Available < a.reserve(m) {
-		return nil, hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, a.reserve(m)>>20)
+	if err := a.hasMemory(); err != nil {
+		return nil, err
 	}
 	began := a.now()
 	leave, err := a.queue.Enter(ctx, turn.User)
@@ -283,6 +283,14 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 	}
 	a.count(&a.cold)
 	return inst, nil
+}
+
+// hasMemory refuses machines that a host short of memory had better not start.
+func (a *Agent) hasMemory() error {
+	if m, err := a.deps.Memory(); err == nil && m.Available < a.reserve(m) {
+		return hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, a.reserve(m)>>20)
+	}
+	return nil
 }
 
 // boot makes a machine that runs, its daemon still sealed. When it fails

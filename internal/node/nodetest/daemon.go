@@ -36,6 +36,7 @@ func Daemon(g *fake.Guest) {
 	mux.HandleFunc("POST "+guest.QuiescePath, func(w http.ResponseWriter, r *http.Request) { quiesce(g, w, r) })
 	mux.HandleFunc("POST "+guest.RehearsePath, func(w http.ResponseWriter, _ *http.Request) { rehearse(g, w) })
 	mux.HandleFunc("GET "+guest.ForwardPath, func(w http.ResponseWriter, r *http.Request) { forward(w, r) })
+	mux.HandleFunc("POST "+guest.InventoryPath, func(w http.ResponseWriter, r *http.Request) { inventory(g, w, r) })
 	g.ServeHTTP(guest.Port, mux)
 	g.ServeHTTP(WordPort, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { word(g, w, r) }))
 }
@@ -86,6 +87,20 @@ func rehearse(g *fake.Guest, w http.ResponseWriter) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// inventory lists one file, which has the word in it.
+func inventory(g *fake.Guest, w http.ResponseWriter, r *http.Request) {
+	switch {
+	case !allowed(g, r):
+		w.WriteHeader(http.StatusUnauthorized)
+	case g.Load("sealed") == "":
+		w.WriteHeader(http.StatusConflict)
+	default:
+		out := guest.NewInventoryWriter(w)
+		out.Add(hearth.Entry{Path: "/word", Kind: hearth.RegularFile, Size: int64(len(g.Load("word")))})
+		_ = out.End() // whoever asked has gone if this fails
+	}
 }
 
 func forward(w http.ResponseWriter, r *http.Request) {
@@ -154,6 +169,23 @@ func (c *Client) Init(ctx context.Context, req guest.InitRequest) error {
 // Quiesce seals the daemon.
 func (c *Client) Quiesce(ctx context.Context, req guest.QuiesceRequest) error {
 	return c.call(ctx, http.MethodPost, guest.QuiescePath, req)
+}
+
+// Inventory lists the daemon's files.
+func (c *Client) Inventory(ctx context.Context) ([]hearth.Entry, error) {
+	if err := c.Ready(ctx); err != nil {
+		return nil, err
+	}
+	conn, resp, err := c.do(ctx, http.MethodPost, guest.InventoryPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, hearth.Errorf(hearth.Unavailable, "the daemon answered %d", resp.StatusCode)
+	}
+	list, _, err := guest.ReadInventory(resp.Body)
+	return list, err
 }
 
 // Forward connects to a port of the guest's loopback.

@@ -320,6 +320,9 @@ func (s *Shelf) evictOne(ctx context.Context, id hearth.SnapshotID) error {
 	}
 	n.raw = false
 	s.graph.nodes[id] = n
+	if err := s.dropNotes(ctx, id); err != nil {
+		return err
+	}
 	for _, f := range n.files {
 		if err := s.blobs.Delete(ctx, f.Blob); err != nil {
 			return err

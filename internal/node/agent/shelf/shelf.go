@@ -135,7 +135,7 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		return nil, err
 	}
 	for _, name := range c.Files {
-		if !plain(name) || name == manifestName || name == removedName || name == packedName || name == SecretFile {
+		if !plain(name) || name == manifestName || name == removedName || name == packedName || name == SecretFile || strings.HasPrefix(name, notePrefix) {
 			return nil, hearth.Errorf(hearth.Internal, "driver %s wrote a file %q", c.Driver, name)
 		}
 		file := filepath.Join(c.Dir, name)
