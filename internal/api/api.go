@@ -26,18 +26,19 @@ import (
 
 // server implements the generated rest.StrictServerInterface.
 type server struct {
-	sandboxes sandboxes
-	templates templates
-	builds    builds
-	tokens    tokens
-	keys      keys
-	throttle  throttle
-	parcels   parcels
-	ready     func(context.Context) error
-	domain    string
-	log       *slog.Logger
-	document  *describe.Document
-	repeats   *repeat.Memory
+	sandboxes   sandboxes
+	templates   templates
+	builds      builds
+	tokens      tokens
+	keys        keys
+	throttle    throttle
+	parcels     parcels
+	differences differences
+	ready       func(context.Context) error
+	domain      string
+	log         *slog.Logger
+	document    *describe.Document
+	repeats     *repeat.Memory
 }
 
 var _ rest.StrictServerInterface = (*server)(nil)
@@ -54,7 +55,7 @@ func New(d Deps) (http.Handler, error) {
 	}
 	s := &server{
 		sandboxes: d.Sandboxes, templates: d.Templates, builds: d.Builds, tokens: d.Tokens,
-		keys: d.Keys, throttle: d.Throttle, parcels: d.Parcels, ready: d.Ready, domain: d.Domain, log: d.Log,
+		keys: d.Keys, throttle: d.Throttle, parcels: d.Parcels, differences: d.Differences, ready: d.Ready, domain: d.Domain, log: d.Log,
 		document: doc, repeats: repeat.New(),
 	}
 	return s.observe(cors(escapedPath(s.router()))), nil

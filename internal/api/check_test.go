@@ -85,6 +85,9 @@ func fill(path string, values map[string]string) string {
 	for name, v := range all {
 		path = strings.ReplaceAll(path, "{"+name+"}", v)
 	}
+	if strings.HasSuffix(path, "/diff") {
+		path += "?from=base"
+	}
 	if strings.HasSuffix(path, "/sandboxes/metrics") {
 		path += "?sandbox_ids=i00000000000000000001"
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"hearth/internal/control"
+	"hearth/internal/control/compare"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/store"
@@ -14,13 +15,14 @@ import (
 
 // Deps is what the API is made of. Fields are required unless they say otherwise.
 type Deps struct {
-	Sandboxes sandboxes
-	Templates templates
-	Parcels   parcels // optional: without it snapshots stay where they are
-	Builds    builds  // optional: without it builds have no logs
-	Tokens    tokens
-	Keys      keys
-	Throttle  throttle // optional: without it wrong keys may be tried without end
+	Sandboxes   sandboxes
+	Templates   templates
+	Parcels     parcels     // optional: without it snapshots stay where they are
+	Differences differences // optional: without it snapshots are not compared
+	Builds      builds      // optional: without it builds have no logs
+	Tokens      tokens
+	Keys        keys
+	Throttle    throttle // optional: without it wrong keys may be tried without end
 
 	// Ready says whether the server takes work; nil means always.
 	Ready func(context.Context) error
@@ -89,6 +91,12 @@ type parcels interface {
 	// Export writes nothing when the team has no such snapshot.
 	Export(ctx context.Context, team hearth.TeamID, name string, w io.Writer) error
 	Import(ctx context.Context, team hearth.TeamID, r io.Reader) (*hearth.Snapshot, error)
+}
+
+// differences is control/compare.Desk.
+type differences interface {
+	// Diff says what became of one snapshot's files in another.
+	Diff(ctx context.Context, team hearth.TeamID, from, to string, limit int) (*compare.Result, error)
 }
 
 // templates is the part of store.Templates that the API reads and deletes.

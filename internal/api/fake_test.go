@@ -371,7 +371,7 @@ func newFixture(t testing.TB, change ...func(*Deps)) *fixture {
 		templates: newFakeTemplates(), log: &strings.Builder{},
 	}
 	d := Deps{
-		Sandboxes: f.control, Templates: f.templates, Tokens: fakeTokens{}, Keys: fakeKeys{}, Parcels: &fakeParcels{},
+		Sandboxes: f.control, Templates: f.templates, Tokens: fakeTokens{}, Keys: fakeKeys{}, Parcels: &fakeParcels{}, Differences: fakeDifferences{},
 		Builds: fakeBuilds{
 			{At: testTime, Level: "info", Message: "Building template"},
 			{At: testTime.Add(time.Second), Level: "debug", Step: "base", Message: "[base] unpack"},

@@ -42,6 +42,7 @@ import (
 	"hearth/internal/builder"
 	"hearth/internal/config"
 	"hearth/internal/control"
+	"hearth/internal/control/compare"
 	"hearth/internal/control/travel"
 	"hearth/internal/driver"
 	"hearth/internal/edge"
@@ -52,6 +53,7 @@ import (
 	"hearth/internal/node"
 	"hearth/internal/node/agent"
 	"hearth/internal/node/agent/courier"
+	"hearth/internal/node/agent/inventory"
 	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/store/sqlstore"
@@ -90,6 +92,7 @@ type App struct {
 	cache   *image.Cache
 	builder *builder.Builder
 	travel  *travel.Desk
+	compare *compare.Desk
 	team    *hearth.Team
 
 	leaving bool // opened to stop everything: no driver is missed
@@ -338,6 +341,10 @@ func (a *App) openControl(ctx context.Context) error {
 	a.travel = travel.New(a.control.Archive(), a.db, &courier.Courier{
 		Shelf: a.shelf, Key: key, Tmp: a.blobs.Temp(), Limit: travel.MaxBytes,
 	}, time.Now)
+	a.compare = compare.New(a.control.Archive(), a.db, inventory.New(inventory.Deps{
+		Agent: a.agent, Shelf: a.shelf, Log: a.opts.Log,
+		Guest: func(dial agent.Dialer, secret string) inventory.Lister { return agentclient.New(dial, secret) },
+	}))
 	return nil
 }
 

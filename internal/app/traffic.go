@@ -98,7 +98,7 @@ func (a *App) handler(ctx context.Context) (http.Handler, error) {
 		traffic.Close()
 	})
 	public, err := api.New(api.Deps{
-		Sandboxes: a.control, Templates: a.db, Parcels: a.travel, Builds: buildLogs{a.builder}, Tokens: a.tokens,
+		Sandboxes: a.control, Templates: a.db, Parcels: a.travel, Differences: a.compare, Builds: buildLogs{a.builder}, Tokens: a.tokens,
 		Keys: a.keys, Throttle: a.keys, Ready: a.db.Ping, Domain: a.cfg.Domain, Log: a.opts.Log,
 	})
 	if err != nil {

@@ -55,8 +55,8 @@ func mayImport(p, q string) bool {
 	case within(p, services...):
 		return contract
 	case within(p, "internal/api"):
-		// control for its request types, whose behaviour comes through interfaces; egress for its pure check
-		return contract || gen || within(q, "internal/api") || q == "spec" || q == "internal/control" || q == "internal/control/wish" || q == "internal/egress"
+		// control's packages for their types, whose behaviour comes through interfaces; egress for its pure check
+		return contract || gen || within(q, "internal/api") || q == "spec" || within(q, "internal/control") || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
 	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"):

@@ -15,6 +15,7 @@ import (
 type snapshotCmd struct {
 	List   snapshotListCmd   `cmd:"" help:"List snapshots."`
 	Delete snapshotDeleteCmd `cmd:"" help:"Delete snapshots; what was made from them lives on."`
+	Diff   snapshotDiffCmd   `cmd:"" help:"Show which files were added, changed and removed between two snapshots or steps."`
 	Export snapshotExportCmd `cmd:"" help:"Write a snapshot to a file, with all that it needs. Its memory holds secrets."`
 	Import snapshotImportCmd `cmd:"" help:"Make a snapshot of an exported file that you trust."`
 }

@@ -41,6 +41,51 @@ func (e BuildStatus) Valid() bool {
 	}
 }
 
+// Defines values for FileChangeChange.
+const (
+	Added   FileChangeChange = "added"
+	Changed FileChangeChange = "changed"
+	Removed FileChangeChange = "removed"
+)
+
+// Valid indicates whether the value is a known member of the FileChangeChange enum.
+func (e FileChangeChange) Valid() bool {
+	switch e {
+	case Added:
+		return true
+	case Changed:
+		return true
+	case Removed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileChangeKind.
+const (
+	Directory FileChangeKind = "directory"
+	File      FileChangeKind = "file"
+	Other     FileChangeKind = "other"
+	Symlink   FileChangeKind = "symlink"
+)
+
+// Valid indicates whether the value is a known member of the FileChangeKind enum.
+func (e FileChangeKind) Valid() bool {
+	switch e {
+	case Directory:
+		return true
+	case File:
+		return true
+	case Other:
+		return true
+	case Symlink:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for LogLevel.
 const (
 	LogLevelDebug LogLevel = "debug"
@@ -184,6 +229,13 @@ type Creator struct {
 // Destinations defines model for Destinations.
 type Destinations = []string
 
+// DiffTotals defines model for DiffTotals.
+type DiffTotals struct {
+	// Bytes Of changed ones after the change, of removed ones before.
+	Bytes int64 `json:"bytes"`
+	Count int   `json:"count"`
+}
+
 // EgressProxy defines model for EgressProxy.
 type EgressProxy struct {
 	Address string `json:"address"`
@@ -200,6 +252,23 @@ type Error struct {
 	ErrorCode *string `json:"error_code,omitempty"`
 	Message   string  `json:"message"`
 }
+
+// FileChange defines model for FileChange.
+type FileChange struct {
+	Change FileChangeChange `json:"change"`
+	Kind   FileChangeKind   `json:"kind"`
+
+	// Path Bytes that are not UTF-8 are replaced.
+	Path       string `json:"path"`
+	Size       int64  `json:"size"`
+	SizeBefore int64  `json:"sizeBefore"`
+}
+
+// FileChangeChange defines model for FileChange.Change.
+type FileChangeChange string
+
+// FileChangeKind defines model for FileChange.Kind.
+type FileChangeKind string
 
 // HistoryStep defines model for HistoryStep.
 type HistoryStep struct {
@@ -506,6 +575,23 @@ type SandboxesWithMetrics struct {
 	Sandboxes map[string]SandboxMetric `json:"sandboxes"`
 }
 
+// SnapshotDiff defines model for SnapshotDiff.
+type SnapshotDiff struct {
+	Added   DiffTotals   `json:"added"`
+	Changed DiffTotals   `json:"changed"`
+	Changes []FileChange `json:"changes"`
+
+	// From ID.
+	From    string     `json:"from"`
+	Removed DiffTotals `json:"removed"`
+
+	// To ID.
+	To string `json:"to"`
+
+	// Truncated True: there are more changes than are listed; the totals count all.
+	Truncated bool `json:"truncated"`
+}
+
 // SnapshotInfo defines model for SnapshotInfo.
 type SnapshotInfo struct {
 	Names []string `json:"names"`
@@ -810,6 +896,15 @@ type CreateSandboxV2Params struct {
 	XHearthHistory *History `json:"X-Hearth-History,omitempty"`
 }
 
+// DiffSnapshotsParams defines parameters for DiffSnapshots.
+type DiffSnapshotsParams struct {
+	// From ID or name of the other one.
+	From string `form:"from" json:"from"`
+
+	// Limit How many changes to list at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // ListTemplatesParams defines parameters for ListTemplates.
 type ListTemplatesParams struct {
 	// TeamID The caller's own team; another one is refused.
@@ -948,6 +1043,9 @@ type ServerInterface interface {
 	// ImportSnapshot Make a snapshot of an exported file
 	// (POST /v2/snapshots/import)
 	ImportSnapshot(w http.ResponseWriter, r *http.Request)
+	// DiffSnapshots What became of another snapshot's files in this one
+	// (GET /v2/snapshots/{snapshotID}/diff)
+	DiffSnapshots(w http.ResponseWriter, r *http.Request, snapshotID string, params DiffSnapshotsParams)
 	// ExportSnapshot A snapshot with all that it needs, as one file
 	// (GET /v2/snapshots/{snapshotID}/export)
 	ExportSnapshot(w http.ResponseWriter, r *http.Request, snapshotID string)
@@ -1137,6 +1235,12 @@ func (_ Unimplemented) SandboxTree(w http.ResponseWriter, r *http.Request, sandb
 // ImportSnapshot Make a snapshot of an exported file
 // (POST /v2/snapshots/import)
 func (_ Unimplemented) ImportSnapshot(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// DiffSnapshots What became of another snapshot's files in this one
+// (GET /v2/snapshots/{snapshotID}/diff)
+func (_ Unimplemented) DiffSnapshots(w http.ResponseWriter, r *http.Request, snapshotID string, params DiffSnapshotsParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2336,6 +2440,61 @@ func (siw *ServerInterfaceWrapper) ImportSnapshot(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// DiffSnapshots operation middleware
+func (siw *ServerInterfaceWrapper) DiffSnapshots(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "snapshotID" -------------
+	var snapshotID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "snapshotID", chi.URLParam(r, "snapshotID"), &snapshotID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "snapshotID", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DiffSnapshotsParams
+
+	// ------------- Required query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DiffSnapshots(w, r, snapshotID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ExportSnapshot operation middleware
 func (siw *ServerInterfaceWrapper) ExportSnapshot(w http.ResponseWriter, r *http.Request) {
 
@@ -2581,6 +2740,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v2/snapshots/{snapshotID}/export", wrapper.ExportSnapshot)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v2/snapshots/{snapshotID}/diff", wrapper.DiffSnapshots)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v2/snapshots/import", wrapper.ImportSnapshot)
@@ -3844,6 +4006,46 @@ func (response ImportSnapshotdefaultJSONResponse) VisitImportSnapshotResponse(w 
 	return err
 }
 
+type DiffSnapshotsRequestObject struct {
+	SnapshotID string `json:"snapshotID"`
+	Params     DiffSnapshotsParams
+}
+
+type DiffSnapshotsResponseObject interface {
+	VisitDiffSnapshotsResponse(w http.ResponseWriter) error
+}
+
+type DiffSnapshots200JSONResponse SnapshotDiff
+
+func (response DiffSnapshots200JSONResponse) VisitDiffSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DiffSnapshotsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response DiffSnapshotsdefaultJSONResponse) VisitDiffSnapshotsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ExportSnapshotRequestObject struct {
 	SnapshotID string `json:"snapshotID"`
 }
@@ -4030,6 +4232,9 @@ type StrictServerInterface interface {
 	// ImportSnapshot Make a snapshot of an exported file
 	// (POST /v2/snapshots/import)
 	ImportSnapshot(ctx context.Context, request ImportSnapshotRequestObject) (ImportSnapshotResponseObject, error)
+	// DiffSnapshots What became of another snapshot's files in this one
+	// (GET /v2/snapshots/{snapshotID}/diff)
+	DiffSnapshots(ctx context.Context, request DiffSnapshotsRequestObject) (DiffSnapshotsResponseObject, error)
 	// ExportSnapshot A snapshot with all that it needs, as one file
 	// (GET /v2/snapshots/{snapshotID}/export)
 	ExportSnapshot(ctx context.Context, request ExportSnapshotRequestObject) (ExportSnapshotResponseObject, error)
@@ -4954,6 +5159,33 @@ func (sh *strictHandler) ImportSnapshot(w http.ResponseWriter, r *http.Request) 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ImportSnapshotResponseObject); ok {
 		if err := validResponse.VisitImportSnapshotResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DiffSnapshots operation middleware
+func (sh *strictHandler) DiffSnapshots(w http.ResponseWriter, r *http.Request, snapshotID string, params DiffSnapshotsParams) {
+	var request DiffSnapshotsRequestObject
+
+	request.SnapshotID = snapshotID
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DiffSnapshots(ctx, request.(DiffSnapshotsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DiffSnapshots")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DiffSnapshotsResponseObject); ok {
+		if err := validResponse.VisitDiffSnapshotsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -46,6 +46,32 @@ test('every command and cell is a step to which one can go back', async () => {
   assert.equal(await sbx.files.read('note'), 'two\n')
 })
 
+test('two snapshots differ by files that were added, changed and removed', async () => {
+  const diff = async (from, to, query = '') => {
+    const r = await fetch(`${api}/v2/snapshots/${encodeURIComponent(to)}/diff?from=${encodeURIComponent(from)}${query}`, { headers: key })
+    assert.equal(r.status, 200, await r.clone().text())
+    return r.json()
+  }
+  const home = (d) => Object.fromEntries(d.changes.filter((c) => c.path.startsWith('/home/user/')).map((c) => [c.path.slice(11), [c.change, c.kind, c.sizeBefore, c.size]]))
+  await sh('mkdir diff; cd diff; echo stays > stays; echo goes > goes; echo grows > grows; ln -s stays link')
+  const before = await sbx.createSnapshot()
+  await sh('cd diff; rm goes; echo more >> grows; head -c 5000 /dev/zero > fresh; ln -sfn fresh link')
+  const after = await sbx.createSnapshot()
+  const d = await diff(before.snapshotId, after.snapshotId)
+  assert.deepEqual(home(d), {
+    'diff/fresh': ['added', 'file', 0, 5000], 'diff/goes': ['removed', 'file', 5, 0], 'diff/grows': ['changed', 'file', 6, 11], 'diff/link': ['changed', 'symlink', 0, 0],
+  })
+  assert.ok(d.added.count >= 1 && d.added.bytes >= 5000 && d.removed.count >= 1 && !d.truncated, JSON.stringify(d))
+  assert.ok(d.changes.every((c) => !/^\/(proc|sys|dev)\//.test(c.path)), JSON.stringify(d))
+  const back = await diff(after.snapshotId, before.snapshotId, '&limit=1')
+  assert.deepEqual([back.added.count, back.removed.count, back.changed.count, back.changes.length, back.truncated], [d.removed.count, d.added.count, d.changed.count, 1, true])
+  assert.deepEqual((await diff(after.snapshotId, after.snapshotId)).changes, [])
+
+  const steps = (await history()).steps // a step's files are compared like any other's
+  assert.deepEqual(home(await diff(steps.at(-2).snapshotId, steps.at(-1).snapshotId)), home(d))
+  assert.equal(await sh('cat diff/grows'), 'grows\nmore') // the sandbox has not noticed
+})
+
 test('a terminal is a step when it ends, and a command that nobody waits for when it does', async () => {
   const before = (await history()).steps.length
   const pty = await sbx.pty.create({ cols: 80, rows: 24, onData: () => {} })
