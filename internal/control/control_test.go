@@ -113,6 +113,7 @@ func TestCreateRefused(t *testing.T) {
 		"unknown namespace": {func(r *req) { r.Template = "them/base" }, hearth.NotFound, "template 'them/base' not found"},
 		"unknown tag":       {func(r *req) { r.Template = "base:v2" }, hearth.NotFound, "tag 'v2' does not exist for template 'base'"},
 		"being built":       {func(r *req) { r.Template = "soon" }, hearth.Unavailable, "template 'soon' is being built"},
+		"not there yet":     {func(r *req) { r.Template = "arriving" }, hearth.Unavailable, "template 'arriving' has no build yet"},
 		"not built":         {func(r *req) { r.Template = "broken" }, hearth.FailedPrecondition, "template 'broken' could not be built: no such package"},
 		"no timeout":        {func(r *req) { r.Timeout = 0 }, hearth.InvalidArgument, "Timeout must be greater than 0"},
 		"negative timeout":  {func(r *req) { r.Timeout = -1 }, hearth.InvalidArgument, "Timeout must be greater than 0"},

@@ -61,6 +61,7 @@ func newWorld(t *testing.T) *world {
 			Resources: hearth.Resources{VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024}}),
 		w.store.CreateTemplate(ctx, &hearth.Template{ID: "new", Team: "t1", Aliases: []string{"soon"}, CreatedAt: now}),
 		w.store.CreateBuild(ctx, &hearth.Build{ID: "b2", Template: "new", Status: hearth.BuildBuilding, CreatedAt: now}),
+		w.store.CreateTemplate(ctx, &hearth.Template{ID: "arriving", Team: "t1", CreatedAt: now}),
 		w.store.CreateTemplate(ctx, &hearth.Template{ID: "bad", Team: "t1", Aliases: []string{"broken"}, CreatedAt: now}),
 		w.store.CreateBuild(ctx, &hearth.Build{ID: "b3", Template: "bad", Status: hearth.BuildWaiting, CreatedAt: now}),
 		w.store.FinishBuild(ctx, &hearth.Build{ID: "b3", Template: "bad", Status: hearth.BuildError, Reason: "no such package"}),

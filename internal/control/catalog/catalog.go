@@ -55,7 +55,10 @@ func (c *Catalog) unbuilt(ctx context.Context, t *hearth.Template, ref wish.Ref)
 	if err != nil {
 		return err
 	}
-	if len(list) > 0 && list[0].Status == hearth.BuildError {
+	if len(list) == 0 { // one that an import brings, or whose first build has not begun
+		return hearth.Errorf(hearth.Unavailable, "template '%s' has no build yet", ref.Name)
+	}
+	if list[0].Status == hearth.BuildError {
 		return hearth.Errorf(hearth.FailedPrecondition, "template '%s' could not be built: %s", ref.Name, list[0].Reason)
 	}
 	return hearth.Errorf(hearth.Unavailable, "template '%s' is being built", ref.Name)

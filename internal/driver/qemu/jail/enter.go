@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -40,6 +41,7 @@ type Request struct {
 	FileSize int64    `json:"file_size"` // no file may become larger, bytes
 	OpenMax  int      `json:"open_max"`
 	Threads  int      `json:"threads"`
+	Baggage  int      `json:"baggage"` // descriptors that are QEMU's; Run fills it in
 }
 
 // Main reports false in a process that is not to become a QEMU, and does not
@@ -73,6 +75,9 @@ func becomeQEMU(request *os.File) error {
 	}
 	if err := dropPrivileges(req.User); err != nil {
 		return fmt.Errorf("privileges: %w", err)
+	}
+	if err := closeOthers(firstFD + req.Baggage); err != nil {
+		return fmt.Errorf("descriptors: %w", err)
 	}
 	if err := keepTemplates(); err != nil {
 		return fmt.Errorf("filter of system calls: %w", err)
@@ -165,6 +170,20 @@ func (r Request) limit() error {
 		if err := unix.Prlimit(0, resource, &unix.Rlimit{Cur: value, Max: value}, nil); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// closeOthers closes, when QEMU is executed, what nobody meant to give it:
+// descriptors from first on that whoever started the server had left open.
+func closeOthers(first int) error {
+	err := unix.CloseRange(uint(first), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	const most = 1 << 16 // Linux before 5.11: one by one
+	for fd := first; fd < most; fd++ {
+		syscall.CloseOnExec(fd)
 	}
 	return nil
 }

@@ -126,6 +126,7 @@ type Start struct {
 
 // Run makes a process that becomes QEMU, and returns when it has.
 func (s Start) Run(ctx context.Context) (*Child, error) {
+	s.Request.Baggage = len(s.Baggage.files)
 	output, err := hostproc.FixedMemory("output", outputBytes)
 	if err != nil {
 		return nil, err
