@@ -68,7 +68,7 @@ test('two snapshots differ by files that were added, changed and removed', async
   assert.deepEqual((await diff(after.snapshotId, after.snapshotId)).changes, [])
 
   const steps = (await history()).steps // a step's files are compared like any other's
-  assert.deepEqual(home(await diff(steps.at(-2).snapshotId, steps.at(-1).snapshotId)), home(d))
+  assert.deepEqual(home(await diff(steps.at(-2).snapshotID, steps.at(-1).snapshotID)), home(d))
   assert.equal(await sh('cat diff/grows'), 'grows\nmore') // the sandbox has not noticed
 })
 
