@@ -239,7 +239,7 @@ func (h Host) without(d driver.Driver, kvm error) string {
 	if d.Name() != "qemu" || kvm == nil || h.Config.Node.QEMU.Emulate {
 		return ""
 	}
-	return "set node.qemu.emulate for guests on an emulated processor, 15 to 30 times slower; "
+	return "set node.qemu.emulate for guests on an emulated processor, 20 to 80 times slower; "
 }
 
 // hostTools are what making templates runs, and the Debian package each is in.

@@ -55,7 +55,7 @@ type Accelerator string
 // The accelerators.
 const (
 	KVM      Accelerator = "kvm"        // the processor
-	TCG      Accelerator = "tcg"        // QEMU's emulation: 15 to 30 times slower, never the default
+	TCG      Accelerator = "tcg"        // QEMU's emulation: 20 to 80 times slower, never the default
 	KVMOrTCG Accelerator = "kvm or tcg" // emulation where KVM does not run
 )
 
