@@ -3,10 +3,12 @@ package e2e
 import (
 	"cmp"
 	"encoding/json"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -56,6 +58,7 @@ func TestEveryDriver(t *testing.T) {
 			t.Run("files", func(t *testing.T) { keepsFilesAlone(t, s, d) })
 		})
 	}
+	t.Run("outlive", func(t *testing.T) { outliveTheServer(t, s, drivers) })
 }
 
 // bootsWithoutSnapshot makes a sandbox of a template that is warm on gvisor
@@ -82,6 +85,31 @@ func keepsFilesAlone(t *testing.T, s *server, d tried) {
 	after := sh(t, again, state)
 	if !strings.HasPrefix(after, "kept\n") || after == before {
 		t.Errorf("it had %q, and after a pause without memory %q", before, after)
+	}
+}
+
+// outliveTheServer kills the server by SIGKILL while a sandbox runs on each driver.
+// The next server finds them as they were, and sees the end of their machines.
+func outliveTheServer(t *testing.T, s *server, drivers []tried) {
+	const state = "cat /proc/sys/kernel/random/boot_id; pgrep -f 'sleep 12345$'"
+	sandboxes, before := map[string]*client.Sandbox{}, map[string]string{}
+	for _, d := range drivers {
+		sandboxes[d.name] = s.sandbox(t, client.CreateOptions{Template: "small-" + d.name, Driver: d.name})
+		before[d.name] = sh(t, sandboxes[d.name], state)
+	}
+	pid := s.pid(t)
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+	eventually(t, "the server is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+	s.up(t)
+	for _, d := range drivers {
+		sb := sandboxes[d.name]
+		if after := sh(t, sb, state); after != before[d.name] || strings.Count(after, "\n") != 2 {
+			t.Errorf("%s: it had %q, and under the next server %q", d.name, before[d.name], after)
+		}
+		machine := s.machineOf(t, sb.ID)
+		must(t, syscall.Kill(s.machineProcess(t, sb.ID), syscall.SIGKILL))
+		eventually(t, d.name+": the sandbox is gone", func() bool { return s.status(t, sb.ID) == http.StatusNotFound })
+		eventually(t, d.name+": nothing of the machine is left", func() bool { return len(leftOf(machine)) == 0 })
 	}
 }
 

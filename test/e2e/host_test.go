@@ -129,12 +129,12 @@ func (s *server) machineOf(t *testing.T, sandbox string) string {
 func leftOf(machine string) []string {
 	var found []string
 	for _, pattern := range []string{
-		"/sys/fs/cgroup/hearth/" + machine, "/sys/fs/cgroup/*/hearth/" + machine, "/run/hearth/gvisor/*" + machine + "*",
+		"/sys/fs/cgroup/hearth/" + machine, "/sys/fs/cgroup/*/hearth/" + machine, "/run/hearth/*/*" + machine + "*",
 	} {
 		paths, _ := filepath.Glob(pattern)
 		found = append(found, paths...)
 	}
-	ranges, _ := filepath.Glob("/run/hearth/gvisor/uids/*")
+	ranges, _ := filepath.Glob("/run/hearth/*/u*s/*") // uids, users
 	for _, r := range ranges {
 		if owner, err := os.Readlink(r); err == nil && owner == machine {
 			found = append(found, r)

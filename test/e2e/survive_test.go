@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,10 +165,12 @@ func (s *server) machineProcess(t *testing.T, sandbox string) int {
 	if machine == "" {
 		t.Fatalf("no journal of %s among %v", sandbox, journals)
 	}
+	monitors := []string{"runsc-sandbox", "hearth-qemu", "firecracker"}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		raw, err := os.ReadFile(p)
-		if err == nil && bytes.HasPrefix(raw, []byte("runsc-sandbox")) && bytes.Contains(raw, []byte(machine)) {
+		program, _, _ := bytes.Cut(raw, []byte{0})
+		if err == nil && slices.Contains(monitors, filepath.Base(string(program))) && bytes.Contains(raw, []byte(machine)) {
 			pid := 0
 			fmt.Sscan(filepath.Base(filepath.Dir(p)), &pid)
 			return pid
