@@ -185,6 +185,7 @@ func (c *crashes) trace(d deed) []string {
 	must(c.t, os.RemoveAll(c.order+".trace"))
 	must(c.t, os.WriteFile(c.order, []byte("trace"), 0o600))
 	must(c.t, d.do(c))
+	within(time.Second/2, func() bool { return false }) // for what is done behind the answer
 	must(c.t, os.Remove(c.order))
 	raw, err := os.ReadFile(c.order + ".trace")
 	must(c.t, err)
@@ -216,6 +217,9 @@ func (c *crashes) kill(d deed, point string) bool {
 	must(c.t, d.prepare(c))
 	must(c.t, os.WriteFile(c.order, []byte(point), 0o600))
 	err := d.do(c)
+	if err == nil { // what is done behind the answer has its points, too
+		within(time.Second/2, func() bool { return !exists(c.order) })
+	}
 	died := os.Remove(c.order) != nil // the dying removes it
 	if died {
 		<-c.ended
@@ -259,20 +263,25 @@ func (c *crashes) settle(d deed) {
 		c.t.Error("the snapshot is lost")
 	}
 	left := func() []string { return slices.Concat(c.strays(), c.files()) }
-	eventually(c.t, "nothing is left", func() bool { return len(left()) == 0 || c.late(left) })
+	if !within(10*time.Second, func() bool { return len(left()) == 0 }) {
+		c.t.Errorf("left behind: %q", left())
+	}
 }
 
-// late gives what is cleaned up behind a caller's back its time, and then tells.
-func (c *crashes) late(left func() []string) bool {
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		if len(left()) == 0 {
+// within polls a condition for so long, and says whether it came true.
+func within(length time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(length); time.Now().Before(deadline); {
+		if ok() {
 			return true
 		}
 		<-time.After(20 * time.Millisecond)
 	}
-	c.t.Errorf("left behind: %q", left())
-	return true
+	return false
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // strays are what the host has of machines that are not the sandbox's.
