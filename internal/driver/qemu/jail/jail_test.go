@@ -54,7 +54,8 @@ func newPrison(t *testing.T) *prison {
 	}
 	staging := filepath.Join(dir, "staging")
 	must(t, os.Mkdir(staging, 0o755))
-	group := hostproc.CgroupAt("/hearth-test-jail/" + filepath.Base(dir) + strings.ToLower(t.Name()))
+	const parent = "/hearth-test-jail"
+	group := hostproc.CgroupAt(parent + "/" + strings.ReplaceAll(t.Name(), "/", "-"))
 	must(t, group.Make(hostproc.Limits{Memory: 256 << 20, CPUs: 1, PIDs: 64}))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -62,7 +63,9 @@ func newPrison(t *testing.T) *prison {
 		if err := group.Remove(ctx); err != nil {
 			t.Error(err)
 		}
-		_ = group.RemoveParent()
+		if err := hostproc.CgroupAt(parent).RemoveParent(); err != nil {
+			t.Error(err)
+		}
 	})
 	p.start = jail.Start{Exe: p.exe, ID: "prisoner", Group: group, Baggage: &jail.Baggage{}, Request: jail.Request{
 		Staging: staging, Files: []string{p.exe}, User: prisoner, Program: p.exe, Env: []string{},
