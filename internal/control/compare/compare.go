@@ -12,12 +12,17 @@ import (
 	"errors"
 
 	"hearth/internal/control/archive"
+	"hearth/internal/control/lanes"
 	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
 )
 
 // MaxChanges is how many changes are listed at most.
 const MaxChanges = 10_000
+
+// atOnce is how many comparisons hold lists in memory: each may have two of
+// hundreds of thousands of names.
+const atOnce = 2
 
 // What says what became of a file.
 type What string
@@ -119,19 +124,26 @@ type Desk struct {
 	archive *archive.Archive
 	store   builds
 	stock   stock
+	turns   chan struct{} // a token per comparison under way
 }
 
 // New returns a desk for the snapshots of an archive.
 func New(a *archive.Archive, store builds, s stock) *Desk {
-	return &Desk{archive: a, store: store, stock: s}
+	return &Desk{archive: a, store: store, stock: s, turns: make(chan struct{}, atOnce)}
 }
 
 // Diff says what became of one snapshot's files in another, both by ID or name and
 // of the team's. NotFound when the team has no such snapshot, FailedPrecondition
-// when the files of one cannot be listed here.
+// when the files of one cannot be listed here. Two at a time; others wait.
 func (d *Desk) Diff(ctx context.Context, team hearth.TeamID, from, to string, limit int) (*Result, error) {
 	if limit < 0 || limit > MaxChanges {
 		return nil, hearth.Errorf(hearth.InvalidArgument, "limit must be within 0 and %d", MaxChanges)
+	}
+	select {
+	case d.turns <- struct{}{}:
+		defer func() { <-d.turns }()
+	case <-ctx.Done():
+		return nil, lanes.Ended(ctx)
 	}
 	var ids [2]hearth.SnapshotID
 	var lists [2][]hearth.Entry

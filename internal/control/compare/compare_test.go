@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"hearth/internal/control/archive"
@@ -80,6 +83,15 @@ func (s stock) Inventory(_ context.Context, snap hearth.Snapshot, build hearth.B
 
 func (stock) Remove(context.Context, hearth.SnapshotID) error { return nil }
 
+func archiveOf(db *memstore.Store) *archive.Archive {
+	return archive.New(archive.Deps{
+		Store: db, Shelf: stock{}, Log: slog.New(slog.DiscardHandler),
+		Detached: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithCancel(context.WithoutCancel(ctx))
+		},
+	})
+}
+
 func TestDiff(t *testing.T) {
 	const a, b, foreign, gone, broken = "s000000000000000000a1", "s000000000000000000b1", "s000000000000000000f1", "s000000000000000000e1", "s000000000000000000d1"
 	db := memstore.New()
@@ -101,12 +113,7 @@ func TestDiff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ar := archive.New(archive.Deps{
-		Store: db, Shelf: files, Log: slog.New(slog.DiscardHandler),
-		Detached: func(ctx context.Context) (context.Context, context.CancelFunc) {
-			return context.WithCancel(context.WithoutCancel(ctx))
-		},
-	})
+	ar := archiveOf(db)
 	desk := compare.New(ar, db, files)
 	for _, tc := range []struct {
 		from, to string
@@ -138,4 +145,57 @@ func TestDiff(t *testing.T) {
 			t.Errorf("%s is still held", id)
 		}
 	}
+}
+
+// slow is a stock whose lists take a second each.
+type slow struct{ now, most atomic.Int64 }
+
+func (s *slow) Inventory(context.Context, hearth.Snapshot, hearth.Build) ([]hearth.Entry, error) {
+	n := s.now.Add(1)
+	defer s.now.Add(-1)
+	for was := s.most.Load(); n > was && !s.most.CompareAndSwap(was, n); was = s.most.Load() {
+	}
+	time.Sleep(time.Second)
+	return nil, nil
+}
+
+// TestFewAtOnce: however many ask, two comparisons hold lists; the others wait, and
+// one that waits can give up.
+func TestFewAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const a, b = "s000000000000000000a1", "s000000000000000000b1"
+		db := memstore.New()
+		err := errors.Join(
+			db.CreateTemplate(t.Context(), &hearth.Template{ID: "tpl", Team: "t1"}),
+			db.CreateBuild(t.Context(), &hearth.Build{ID: "b1", Template: "tpl"}),
+			db.CreateSnapshot(t.Context(), &hearth.Snapshot{ID: a, Team: "t1", Build: "b1", Kind: hearth.KeptSnapshot, Created: time.Now()}),
+			db.CreateSnapshot(t.Context(), &hearth.Snapshot{ID: b, Team: "t1", Build: "b1", Kind: hearth.KeptSnapshot, Created: time.Now()}),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ar, lists := archiveOf(db), &slow{}
+		desk := compare.New(ar, db, lists)
+		var all sync.WaitGroup
+		for range 6 {
+			all.Go(func() {
+				if _, err := desk.Diff(t.Context(), "t1", a, b, 10); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := desk.Diff(ctx, "t1", a, b, 10); hearth.KindOf(err) != hearth.DeadlineExceeded {
+			t.Errorf("one that gives up: %v", err)
+		}
+		all.Wait()
+		if n := lists.most.Load(); n != 2 {
+			t.Errorf("%d comparisons at once", n)
+		}
+		if _, err := desk.Diff(t.Context(), "t1", b, a, 10); err != nil || ar.Held(a) || ar.Held(b) {
+			t.Errorf("afterwards: %v, held: %t, %t", err, ar.Held(a), ar.Held(b))
+		}
+	})
 }

@@ -20,6 +20,7 @@ import (
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
 	"hearth/internal/node/agent"
+	"hearth/internal/node/agent/turn"
 )
 
 const (
@@ -75,7 +76,7 @@ func (s *Stock) Inventory(ctx context.Context, snap hearth.Snapshot, build heart
 	case <-s.turn:
 		defer func() { s.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, turn.Ended(ctx)
 	}
 	if list := s.noted(ctx, snap.ID); list != nil { // the one before wanted the same
 		return list, nil
