@@ -378,7 +378,7 @@ func TestReservedEndpoints(t *testing.T) {
 		must(t, err)
 		return string(all)
 	}
-	for _, path := range []string{"/init", "/quiesce", "/forward", "/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade"} {
+	for _, path := range []string{"/init", "/quiesce", "/forward", "/rehearse", "/inventory", "/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade"} {
 		for _, form := range []string{"%s", "/%s", "/.%s", "/a/..%s", "%s/", "%s//", "%s/x", "%s?port=1", "%s;a=b", "/%%2f%s", "http://evil%s", "%s/../%[1]s", "/..%s", `/\%s`} {
 			target := fmt.Sprintf(form, path)
 			if i := strings.Index(target, "%!"); i >= 0 {

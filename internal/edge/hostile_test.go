@@ -155,7 +155,7 @@ func FuzzHost(f *testing.F) {
 // FuzzReserved: however a path is written, if a server would take it for a
 // reserved one, the edge does not pass it on.
 func FuzzReserved(f *testing.F) {
-	for _, s := range []string{"/init", "//init", "/./init", "/%69nit", "/a/../init", "/%2finit", "/init/", "/init%3f", "/INIT", "/init;x"} {
+	for _, s := range []string{"/init", "//init", "/./init", "/%69nit", "/a/../init", "/%2finit", "/init/", "/init%3f", "/INIT", "/init;x", "/rehearse", "/x/..//inventory"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, target string) {
@@ -165,7 +165,7 @@ func FuzzReserved(f *testing.F) {
 		}
 		r := &http.Request{URL: u}
 		switch path.Clean("/" + u.Path) {
-		case guest.InitPath, guest.QuiescePath, guest.ForwardPath:
+		case guest.InitPath, guest.QuiescePath, guest.ForwardPath, guest.RehearsePath, guest.InventoryPath:
 			if !reserved(r) {
 				t.Errorf("%q was let through", target)
 			}
