@@ -30,7 +30,7 @@ type commands struct {
 	Doctor   doctorCmd   `cmd:"" help:"Say what this host can do, and what to mend."`
 	Bench    benchCmd    `cmd:"" help:"Measure this host beside plain runc and gVisor."`
 	Sandbox  sandboxCmd  `cmd:"" help:"Create, list, use and kill sandboxes."`
-	Snapshot snapshotCmd `cmd:"" help:"List, delete, export and import snapshots."`
+	Snapshot snapshotCmd `cmd:"" help:"List, compare, delete, export and import snapshots."`
 	Template templateCmd `cmd:"" help:"List templates."`
 	Settings settingsCmd `cmd:"" name:"config" help:"Print the configuration that holds."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`

@@ -40,8 +40,9 @@ type Sandboxes interface {
 	// too many starts wait, try again later.
 	Start(ctx context.Context, req StartRequest) (*Instance, error)
 
-	// Pause freezes, checkpoints and closes the machine. When the checkpoint
-	// fails the machine runs on and the error says why. The same Into again
+	// Pause freezes, checkpoints and closes the machine. It returns when the state
+	// is safe; the next call for the sandbox waits until the machine is gone. When
+	// the checkpoint fails the machine runs on and the error says why. The same Into again
 	// returns the same snapshot, also after a crash: a caller that does not know
 	// how a pause ended asks again, and gets it, or NotFound.
 	Pause(ctx context.Context, id hearth.SandboxID, req PauseRequest) (*hearth.Snapshot, error)
