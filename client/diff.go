@@ -38,7 +38,7 @@ type FileChange struct {
 // most 10,000; 0 is the server's default.
 func (c *Client) Diff(ctx context.Context, from, to string, limit int) (*Diff, error) {
 	q := url.Values{"from": {from}}
-	if limit > 0 {
+	if limit != 0 { // a negative one is the server's to refuse
 		q.Set("limit", strconv.Itoa(limit))
 	}
 	var out Diff
