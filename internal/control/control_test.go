@@ -385,6 +385,40 @@ func TestKillCutsShort(t *testing.T) {
 	})
 }
 
+// TestKillCutsSnapshotsShort: a sandbox whose daemon lets a snapshot wait does not
+// live on for that when it is killed.
+func TestKillCutsSnapshotsShort(t *testing.T) {
+	in(t, control.Limits{}, func(t *testing.T, w *world, p *process) {
+		ctx := context.Background()
+		sb := create(t, p)
+		w.set(func() { w.delay["snapshot"] = time.Minute })
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			if _, err := p.Snapshot(ctx, "t1", sb.ID, control.SnapshotRequest{}); err == nil {
+				t.Error("there is a snapshot of a machine that is gone")
+			}
+		})
+		time.Sleep(time.Second)
+		calls.Go(func() {
+			if err := p.Kill(ctx, "t1", sb.ID); err != nil {
+				t.Errorf("kill: %v", err)
+			}
+		})
+		time.Sleep(time.Second)
+		w.set(func() {
+			for node, machines := range w.machines {
+				if machines[sb.ID] != nil {
+					t.Errorf("a second after the kill the machine runs on %s", node)
+				}
+			}
+		})
+		calls.Wait()
+		_, err := p.Sandbox(ctx, "t1", sb.ID)
+		wants(t, err, hearth.NotFound, "")
+		w.set(func() { clear(w.delay) })
+	})
+}
+
 // TestJoin pauses from two callers, one of which goes away, and connects while
 // the pause goes on.
 func TestJoin(t *testing.T) {

@@ -20,6 +20,11 @@ func (c *Controller) Kill(ctx context.Context, team hearth.TeamID, id hearth.San
 		return err
 	}
 	switch sb.State {
+	case hearth.Running:
+		if !c.lanes.Busy(id) { // else a snapshot may be under way, of which the row says nothing
+			break
+		}
+		fallthrough
 	case hearth.Creating, hearth.Pausing, hearth.Resuming, hearth.Reverting:
 		// Cut short what is under way instead of waiting for it. Its flight
 		// cleans up after itself; what is left is stopped below.

@@ -50,6 +50,13 @@ func (l *Locks) Lock(ctx context.Context, id hearth.SandboxID) (unlock func(), e
 	}
 }
 
+// Busy reports whether somebody holds the sandbox's lock or waits for it.
+func (l *Locks) Busy(id hearth.SandboxID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[id] != nil
+}
+
 // Ended is the error of a context that has.
 func Ended(ctx context.Context) error {
 	cause := context.Cause(ctx)

@@ -104,8 +104,23 @@ func TestFailedPauseRunsOn(t *testing.T) {
 // with an error that nobody repeats by himself, and a stop waits for neither the
 // pause nor for taking it back.
 func TestStoppedDaemon(t *testing.T) {
-	for _, at := range []string{"guest.quiesce", "guest.init"} {
-		t.Run(at, func(t *testing.T) {
+	pause := func(a *agent.Agent, id hearth.SandboxID) error {
+		_, err := a.Pause(t.Context(), id, node.PauseRequest{Into: hearth.NewSnapshotID()})
+		return err
+	}
+	snapshot := func(a *agent.Agent, id hearth.SandboxID) error {
+		_, err := a.Snapshot(t.Context(), id, node.SnapshotRequest{Into: hearth.NewSnapshotID()})
+		return err
+	}
+	for _, tc := range []struct {
+		name, at string
+		call     func(*agent.Agent, hearth.SandboxID) error
+	}{
+		{"pause, quiesce", "guest.quiesce", pause}, {"pause, init", "guest.init", pause},
+		{"snapshot, quiesce", "guest.quiesce", snapshot}, {"snapshot, init", "guest.init", snapshot},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			at := tc.at
 			w := newWorld(t)
 			a := w.open(agent.Config{})
 			req := w.request()
@@ -122,11 +137,8 @@ func TestStoppedDaemon(t *testing.T) {
 				}
 				return nil
 			})
-			paused := make(chan error, 1)
-			go func() {
-				_, err := a.Pause(t.Context(), req.Sandbox.ID, node.PauseRequest{Into: hearth.NewSnapshotID()})
-				paused <- err
-			}()
+			called := make(chan error, 1)
+			go func() { called <- tc.call(a, req.Sandbox.ID) }()
 			<-hangs
 			began := time.Now()
 			if err := a.Stop(t.Context(), req.Sandbox.ID, "killed"); err != nil {
@@ -135,8 +147,8 @@ func TestStoppedDaemon(t *testing.T) {
 			if took := time.Since(began); took > 5*time.Second {
 				t.Errorf("Stop waited %s for the daemon", took)
 			}
-			if err := <-paused; err == nil || hearth.KindOf(err) == hearth.Unavailable {
-				t.Errorf("Pause: %v", err)
+			if err := <-called; err == nil || hearth.KindOf(err) == hearth.Unavailable {
+				t.Errorf("the call: %v", err)
 			}
 			w.shutdown(a)
 		})
