@@ -284,10 +284,10 @@ func TestTimeoutsThatPassed(t *testing.T) {
 	})
 }
 
-// TestCannotPause lets every pause at a timeout fail: the sandbox gets a few
-// more tries, then it ends.
+// TestCannotPause lets every pause at a timeout fail for an hour: the sandbox runs
+// on and is paused then. It ends where a pause can never be.
 func TestCannotPause(t *testing.T) {
-	for kind, want := range map[hearth.Kind]time.Duration{hearth.Internal: 2 * time.Minute, hearth.Unimplemented: 0} {
+	for kind, want := range map[hearth.Kind]hearth.State{hearth.Internal: hearth.Paused, hearth.Unimplemented: hearth.Stopped} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			p := w.run(control.Limits{})
@@ -297,18 +297,19 @@ func TestCannotPause(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.set(func() { w.refuse["pause"] = hearth.Errorf(kind, "the disk is full") })
-			time.Sleep(time.Minute + want - time.Second)
-			if now, err := w.store.Sandbox(ctx, sb.ID); err != nil || now.State != hearth.Running {
-				t.Errorf("%s: before the last try it is %+v (%v)", kind, now, err)
-			}
-			time.Sleep(2 * time.Second)
-			synctest.Wait()
+			time.Sleep(time.Hour)
 			now, err := w.store.Sandbox(ctx, sb.ID)
-			if err != nil || now.State != hearth.Stopped {
-				t.Errorf("%s: after the last try it is %+v (%v)", kind, now, err)
+			if err != nil || (now.State == hearth.Running) != (want == hearth.Paused) {
+				t.Errorf("%s: an hour later it is %+v (%v)", kind, now, err)
 			}
-			if want := "its timeout was reached and it could not be paused: Error pausing sandbox - the disk is full"; now.StopReason != want {
-				t.Errorf("reason %q, want %q", now.StopReason, want)
+			w.set(func() { delete(w.refuse, "pause") })
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if now, err = w.store.Sandbox(ctx, sb.ID); err != nil || now.State != want {
+				t.Errorf("%s: in the end it is %+v (%v)", kind, now, err)
+			}
+			if reason := "its timeout was reached and it could not be paused: Error pausing sandbox - the disk is full"; want == hearth.Stopped && now.StopReason != reason {
+				t.Errorf("reason %q, want %q", now.StopReason, reason)
 			}
 			for _, wrong := range w.audit(p) {
 				t.Error(wrong)

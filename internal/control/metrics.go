@@ -34,7 +34,6 @@ func (c *Controller) sample(ctx context.Context) {
 	s := usage.Sampler{
 		Every: c.limits.Sample, Into: c.samples, Routes: c.table, Node: c.nodes.Node, Now: c.clock, Log: c.log,
 		Missing: c.unclear.Add, // an event may have been missed
-		Sampled: c.gates.failed.Keep,
 	}
 	s.Run(ctx)
 }

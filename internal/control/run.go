@@ -18,21 +18,18 @@ const (
 	killsAtOnce  = 64
 	pausesAtOnce = 8
 	pauseRetry   = 30 * time.Second // after a pause at a timeout failed
-	pauseTries   = 5                // then the sandbox is killed: nobody pays for it any more
 	purgeEvery   = 10 * time.Minute
 	dueBatch     = 1000
 )
 
-// gates bound how much of each is done at once, and count pauses that failed.
+// gates bound how much of each is done at once.
 type gates struct {
 	kills, pauses, settles chan struct{}
-	failed                 *lanes.Counts
 }
 
 func newGates() gates {
 	return gates{
 		make(chan struct{}, killsAtOnce), make(chan struct{}, pausesAtOnce), make(chan struct{}, settlers),
-		&lanes.Counts{},
 	}
 }
 
@@ -138,27 +135,23 @@ func (c *Controller) expireNow(ctx context.Context, id hearth.SandboxID) (*heart
 	}
 	paused, err := c.pause(ctx, sb, unasked(sb), due)
 	if err == nil || errors.Is(err, errLater) {
-		c.gates.failed.Clear(id)
 		return paused, err
 	}
 	return c.cannotPause(ctx, id, err)
 }
 
 // cannotPause decides what becomes of a sandbox whose pause at its timeout
-// failed: another try, or its end.
+// failed: it runs on until one succeeds, for its state is all there is of it. It
+// ends only where none ever can.
 func (c *Controller) cannotPause(ctx context.Context, id hearth.SandboxID, cause error) (*hearth.Sandbox, error) {
 	sb, err := c.store.Sandbox(ctx, id)
 	if err != nil || sb.State != hearth.Running {
-		c.gates.failed.Clear(id)
 		return sb, err
 	}
-	kind := hearth.KindOf(cause)
-	hopeless := kind == hearth.Unimplemented || kind == hearth.FailedPrecondition
-	if n := c.gates.failed.Up(id); n < pauseTries && !hopeless {
-		c.log.Warn("sandbox could not be paused at its timeout", "sandbox", id, "try", n, "err", cause)
+	if kind := hearth.KindOf(cause); kind != hearth.Unimplemented && kind != hearth.FailedPrecondition {
+		c.log.Warn("sandbox could not be paused at its timeout and runs on", "sandbox", id, "again", pauseRetry, "err", cause)
 		return sb, nil // its end was put off by pauseRetry
 	}
-	c.gates.failed.Clear(id)
 	return c.stop(ctx, sb, "its timeout was reached and it could not be paused: "+shown(cause), nil)
 }
 

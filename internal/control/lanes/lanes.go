@@ -3,7 +3,6 @@ package lanes
 
 import (
 	"context"
-	"maps"
 	"sync"
 
 	"hearth/internal/hearth"
@@ -92,35 +91,4 @@ func (s *Set) Take() []hearth.SandboxID {
 	}
 	s.ids = nil
 	return ids
-}
-
-// Counts counts something per sandbox. The zero value is ready.
-type Counts struct {
-	mu sync.Mutex
-	of map[hearth.SandboxID]int
-}
-
-// Up adds one and returns the sum.
-func (c *Counts) Up(id hearth.SandboxID) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.of == nil {
-		c.of = map[hearth.SandboxID]int{}
-	}
-	c.of[id]++
-	return c.of[id]
-}
-
-// Clear forgets a sandbox.
-func (c *Counts) Clear(id hearth.SandboxID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.of, id)
-}
-
-// Keep forgets all but what still lives.
-func (c *Counts) Keep(lives func(hearth.SandboxID) bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	maps.DeleteFunc(c.of, func(id hearth.SandboxID, _ int) bool { return !lives(id) })
 }

@@ -26,8 +26,7 @@ type Sampler struct {
 	Now    func() time.Time
 	Log    *slog.Logger
 
-	Missing func(id hearth.SandboxID)               // its node does not know it
-	Sampled func(lives func(hearth.SandboxID) bool) // after every round
+	Missing func(id hearth.SandboxID) // its node does not know it
 }
 
 // Run samples until ctx ends.
@@ -50,12 +49,10 @@ func (s *Sampler) Run(ctx context.Context) {
 			})
 		}
 		wg.Wait()
-		lives := func(id hearth.SandboxID) bool {
+		s.Into.Keep(func(id hearth.SandboxID) bool {
 			_, ok := s.Routes.Route(id)
 			return ok
-		}
-		s.Into.Keep(lives)
-		s.Sampled(lives)
+		})
 	}
 }
 
