@@ -14,7 +14,7 @@ import (
 type holdings struct {
 	machines, processes int // in the journal; that run sandboxes
 	snapshots           int // that have plain files
-	indexes             int // of packed files, one for every different file
+	packed              int // files in the archive beyond those of these snapshots
 	run, checkpoints    int // directories
 }
 
@@ -26,9 +26,11 @@ func (s *server) holds(t *testing.T) holdings {
 		return len(found)
 	}
 	h := holdings{
-		machines: len(s.machines()), snapshots: len(snapshotFiles(s)), indexes: count("archive", "objects", "files+*"),
+		machines: len(s.machines()), snapshots: len(snapshotFiles(s)),
 		run: count("node", "run", "*"), checkpoints: count("node", "checkpoint", "*"),
 	}
+	plain := count("blobs", "objects", "snapshots+*+*") - count("blobs", "objects", "snapshots+*+manifest.json") - count("blobs", "objects", "snapshots+*+packed")
+	h.packed = max(0, count("archive", "objects", "files+*")-plain)
 	for _, line := range processes() {
 		if strings.HasPrefix(line, "runsc-sandbox") && strings.Contains(line, s.data) {
 			h.processes++

@@ -42,8 +42,11 @@ func TestSoak(t *testing.T) {
 	s := newBaseServer(t, fmt.Sprintf("HEARTH_NODE_POOL=%d", soakPool), fmt.Sprintf("HEARTH_NODE_POOL_MAX=%d", soakPool))
 	k := &soak{t: t, s: s, api: s.client(t), until: time.Now().Add(length), seed: uint64(time.Now().UnixNano())}
 	t.Logf("seed %d, %s", k.seed, length)
-	eventually(t, "the pool is full", func() bool { return len(s.machines()) == soakPool })
-	before := s.holds(t)
+	var before holdings
+	eventually(t, "the pool is full", func() bool {
+		before = s.holds(t)
+		return before.machines == soakPool && before.processes == soakPool && before.snapshots == 1 && before.run == soakPool
+	})
 	var all sync.WaitGroup
 	for i := range soakWorkers {
 		all.Go(func() { k.work(uint64(i)) })
