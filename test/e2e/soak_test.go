@@ -115,8 +115,12 @@ func (k *soak) count(what string) {
 // crash kills the server at random times and starts it again, for the given time.
 func (k *soak) crash(length time.Duration) {
 	r := rand.New(rand.NewPCG(k.seed, 99))
-	for until := time.Now().Add(length); time.Now().Before(until); {
-		<-time.After(soakCrash/2 + time.Duration(r.Int64N(int64(soakCrash))))
+	for until := time.Now().Add(length); ; {
+		wait := soakCrash/2 + time.Duration(r.Int64N(int64(soakCrash)))
+		if time.Now().Add(wait).After(until) {
+			return
+		}
+		<-time.After(wait)
 		pid := k.s.pid(k.t)
 		k.epoch.Add(1)
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
