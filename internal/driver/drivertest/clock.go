@@ -16,7 +16,7 @@ func clocksKeepPace(t *testing.T, env Env) {
 	spec := env.Spec(t)
 	spec.From, spec.Resources.VCPUs = nil, 2
 	m := start(t, env.Driver(t), spec)
-	g := Open(m).patient(env)
+	g := Open(m)
 	for _, clock := range []string{"/monotonic", "/clock"} {
 		began := time.Now()
 		first := g.number(t, clock)

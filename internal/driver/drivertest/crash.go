@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -21,7 +20,7 @@ func attachAfterCrash(t *testing.T, env Env) {
 	ok(t, "Freeze", attached.Freeze(t.Context()))
 	ok(t, "Thaw", attached.Thaw(t.Context()))
 	closeNow(t, attached)
-	ends(t, m, time.Second)
+	ends(t, m)
 }
 
 func attachFrozen(t *testing.T, env Env) {
@@ -73,7 +72,7 @@ func sweepKills(t *testing.T, env Env) {
 	for range 2 {
 		ok(t, "Sweep", d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}))
 	}
-	ends(t, m, time.Second)
+	ends(t, m)
 	if _, err := os.Stat(spec.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory is still there: %v", err)
 	}

@@ -28,9 +28,6 @@ type Env struct {
 	// Kernel says that guests are programs that a kernel runs, and not functions:
 	// they can be out of memory, fill a disk, fork.
 	Kernel bool
-	// Patience is how long one answer of a guest may take, where guests are
-	// emulated and slow; 0 means 20 s.
-	Patience time.Duration
 	// Outside listens where a machine of the spec reaches it, once it runs; nil
 	// where machines have no network.
 	Outside func(t *testing.T, spec driver.Spec) net.Listener
@@ -100,7 +97,6 @@ func cases() []testCase {
 // Run runs the suite. Cases for which the driver lacks a capability are skipped
 // by name, so that a skip is visible.
 func Run(t *testing.T, env Env) {
-	env.Patience = cmp.Or(env.Patience, patience)
 	env.Generations, env.Boots = cmp.Or(env.Generations, 10), cmp.Or(env.Boots, 10)
 	caps, err := env.Driver(t).Probe(t.Context())
 	if err != nil {
@@ -128,7 +124,7 @@ func Run(t *testing.T, env Env) {
 // descriptors of a closed connection.
 func sameCount(t *testing.T, env Env, name string, before map[string]int) {
 	t.Helper()
-	deadline := time.After(3 * time.Second)
+	deadline := time.After(patience)
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for {

@@ -15,27 +15,20 @@ import (
 )
 
 const (
-	port     = 8080             // where testguest listens
-	patience = 20 * time.Second // for one answer of a guest
+	port = 8080 // where testguest listens
+	// patience is for one answer of a guest, and for a machine's end: only what
+	// hangs takes as long, however slow guests are and however busy the host is.
+	patience = 2 * time.Minute
 )
 
 // Guest talks to the testguest inside a machine.
-type Guest struct {
-	client   *http.Client
-	patience time.Duration
-}
+type Guest struct{ client *http.Client }
 
 // Open returns a client of the machine's testguest. Each request makes its own
 // connection, and waits for the guest to listen.
 func Open(m driver.Machine) Guest {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return dialListening(ctx, m) }
-	return Guest{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}, patience}
-}
-
-// patient returns a client that waits longer, for what takes a guest long.
-func (g Guest) patient(env Env) Guest {
-	g.patience = env.Patience
-	return g
+	return Guest{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // dialListening dials until the guest listens: a machine runs before its first
@@ -103,7 +96,7 @@ func (g Guest) try(t *testing.T, path string, form ...string) (string, error) {
 }
 
 func (g Guest) patiently(t *testing.T, method, path string, form []string) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), g.patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	return g.Ask(ctx, method, path, values(form))
 }

@@ -12,8 +12,8 @@ import (
 func outOfMemory(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	Open(m).number(t, "/ticks")
-	_, _ = Open(m).patient(env).try(t, "/hog", "mib", "2048")
-	if exit := ends(t, m, env.Patience); !exit.OOM {
+	_, _ = Open(m).try(t, "/hog", "mib", "2048")
+	if exit := ends(t, m); !exit.OOM {
 		t.Errorf("exit %+v, want OOM", exit)
 	}
 }
@@ -22,7 +22,7 @@ func diskQuota(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	total := 0
 	for _, path := range []string{"/root/big", "/tmp/big"} {
-		answer := Open(m).patient(env).get(t, "/fill", "path", path, "mib", "1024")
+		answer := Open(m).get(t, "/fill", "path", path, "mib", "1024")
 		var mib int
 		var full bool
 		if _, err := fmt.Sscanf(answer, "%d %t", &mib, &full); err != nil || !full {
@@ -49,7 +49,7 @@ func forkBomb(t *testing.T, env Env) {
 // die of it.
 func rootForkBomb(t *testing.T, env Env) {
 	if answer, m := fork(t, env, "0"); answer == "" {
-		t.Logf("the machine ended: %+v", ends(t, m, env.Patience))
+		t.Logf("the machine ended: %+v", ends(t, m))
 	}
 }
 
@@ -61,7 +61,7 @@ func fork(t *testing.T, env Env, user string) (string, driver.Machine) {
 	spec.From = nil // of another size
 	spec.Resources.MemoryMiB, spec.Resources.DiskMiB = 256, 1024
 	neighbour, m := start(t, env.Driver(t), env.Spec(t)), start(t, env.Driver(t), spec)
-	answer, _ := Open(m).patient(env).try(t, "/fork", "max", strconv.Itoa(many), "uid", user)
+	answer, _ := Open(m).try(t, "/fork", "max", strconv.Itoa(many), "uid", user)
 	if answer == strconv.Itoa(many) {
 		t.Errorf("the guest could start %d processes", many)
 	}
@@ -75,7 +75,7 @@ func consoleFlood(t *testing.T, env Env) {
 	before, err := m.Usage(t.Context())
 	ok(t, "Usage", err)
 	began := time.Now()
-	Open(m).patient(env).get(t, "/console", "mib", "64")
+	Open(m).get(t, "/console", "mib", "64")
 	after, err := m.Usage(t.Context())
 	ok(t, "Usage", err)
 	t.Logf("64 MiB twice in %s, memory %d -> %d", time.Since(began), before.Memory, after.Memory)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,12 +59,12 @@ func wantEmpty(t *testing.T, dir string) {
 }
 
 // ends waits for a machine's end.
-func ends(t *testing.T, m driver.Machine, within time.Duration) driver.Exit {
+func ends(t *testing.T, m driver.Machine) driver.Exit {
 	t.Helper()
 	select {
 	case <-m.Done():
-	case <-time.After(within):
-		t.Fatalf("the machine is not done %s later", within)
+	case <-time.After(patience):
+		t.Fatalf("the machine is not done %s later", patience)
 	}
 	if m.Exit().At.IsZero() || m.Exit().Reason == "" {
 		t.Errorf("Exit is %+v, want a time and a reason", m.Exit())
@@ -84,7 +85,7 @@ func bootAndDial(t *testing.T, env Env) {
 func refusedPort(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	Open(m).number(t, "/ticks")
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err := m.Dial(ctx, 81)
 	if !errors.Is(err, syscall.ECONNREFUSED) {
@@ -148,14 +149,42 @@ func usage(t *testing.T, env Env) {
 }
 
 func killSeen(t *testing.T, env Env) {
-	m := start(t, env.Driver(t), env.Spec(t))
-	attached, err := env.Driver(t).Attach(t.Context(), m.Handle())
-	ok(t, "Attach", err)
-	Open(m).number(t, "/ticks")
-	env.Kill(t, m)
-	ends(t, m, time.Second)
-	ends(t, attached, time.Second)
-	_, err = m.Usage(t.Context())
+	oneInThree(t, func() error {
+		m := start(t, env.Driver(t), env.Spec(t))
+		attached, err := env.Driver(t).Attach(t.Context(), m.Handle())
+		ok(t, "Attach", err)
+		Open(m).number(t, "/ticks")
+		env.Kill(t, m)
+		killed := time.Now()
+		ends(t, m)
+		ends(t, attached)
+		seen := time.Since(killed)
+		wantDead(t, env, m)
+		if seen > time.Second {
+			return fmt.Errorf("its end was seen %s after it was killed", seen)
+		}
+		return nil
+	})
+}
+
+// oneInThree tries what is to happen within a time, up to three times: a busy host
+// may spoil one, but not all.
+func oneInThree(t *testing.T, try func() error) {
+	t.Helper()
+	var err error
+	for range 3 {
+		if err = try(); err == nil {
+			return
+		}
+		t.Log(err)
+	}
+	t.Error(err)
+}
+
+// wantDead fails unless a machine that has ended is said to be gone.
+func wantDead(t *testing.T, env Env, m driver.Machine) {
+	t.Helper()
+	_, err := m.Usage(t.Context())
 	wantKind(t, "Usage of the dead", err, hearth.NotFound)
 	wantKind(t, "Freeze of the dead", m.Freeze(t.Context()), hearth.NotFound)
 	_, err = env.Driver(t).Attach(t.Context(), m.Handle())
@@ -166,7 +195,7 @@ func guestExit(t *testing.T, env Env) {
 	m := start(t, env.Driver(t), env.Spec(t))
 	Open(m).number(t, "/ticks")
 	_, _ = Open(m).try(t, "/exit", "code", "7")
-	exit := ends(t, m, 5*time.Second)
+	exit := ends(t, m)
 	if exit.OOM || exit.Code != 7 && exit.Code != -1 { // -1: an old kernel, and a parent that was faster
 		t.Errorf("exit %+v, want code 7", exit)
 	}
@@ -182,7 +211,7 @@ func closeConcurrent(t *testing.T, env Env) {
 	}
 	all.Wait()
 	closeNow(t, m)
-	ends(t, m, time.Second)
+	ends(t, m)
 	if _, err := os.Stat(spec.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the spec's directory is still there: %v", err)
 	}

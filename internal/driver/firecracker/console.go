@@ -11,7 +11,7 @@ import (
 
 const (
 	tailBytes = 2 << 10
-	lastWords = 200 * time.Millisecond // for what a process wrote before it died to be read
+	lastWords = time.Second // for what a process wrote before it died to be read
 )
 
 // console takes what monitor and guest write, and keeps the end of it. When this

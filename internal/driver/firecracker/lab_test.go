@@ -31,7 +31,11 @@ type lab struct {
 	number atomic.Int32
 }
 
-const cgroupParent = "/hearth-fc-test"
+// mine begins the IDs of this run's machines and names its cgroup and namespaces, so
+// that two runs on one host neither count nor sweep each other's.
+var mine = fmt.Sprintf("hfc%d-", os.Getpid())
+
+var cgroupParent = "/" + mine + "test"
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
@@ -128,7 +132,7 @@ func (l *lab) driver(t testing.TB) driver.Driver {
 // spec describes a machine without a network: a stand-in has no packets.
 func (l *lab) spec(t testing.TB) driver.Spec {
 	t.Helper()
-	id := fmt.Sprintf("fcs-%d", l.number.Add(1))
+	id := fmt.Sprintf("%s%d", mine, l.number.Add(1))
 	dir := filepath.Join(l.dir, "m", id)
 	must(t, os.MkdirAll(dir, 0o700))
 	return driver.Spec{
@@ -157,13 +161,13 @@ func (l *lab) count(t *testing.T) map[string]int {
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range cmdlines {
 		raw, _ := os.ReadFile(path)
-		if bytes.Contains(raw, []byte("\x00fcs-")) || bytes.HasPrefix(raw, []byte("hearth-pager\x00fcs-")) {
+		if bytes.Contains(raw, []byte("\x00"+mine)) {
 			n["processes"]++
 		}
 	}
 	for name, pattern := range map[string]string{
-		"cgroups":     "/sys/fs/cgroup/*" + cgroupParent + "/fcs-*",
-		"unified":     "/sys/fs/cgroup" + cgroupParent + "/fcs-*",
+		"cgroups":     "/sys/fs/cgroup/*" + cgroupParent + "/" + mine + "*",
+		"unified":     "/sys/fs/cgroup" + cgroupParent + "/" + mine + "*",
 		"descriptors": "/proc/self/fd/*",
 		"users":       filepath.Join(l.dir, "run", "users", "*"),
 	} {

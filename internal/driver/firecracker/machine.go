@@ -82,6 +82,9 @@ func decodeState(raw []byte) (machineState, error) {
 	return s, nil
 }
 
+// hungUp is how long the end of a monitor whose sockets ended is waited for.
+const hungUp = 3 * time.Second
+
 // motion is what is known of the guest's processors. A call to the monitor whose
 // answer did not come may have been carried out all the same.
 type motion int
@@ -239,7 +242,7 @@ func (m *machine) control(ctx context.Context, what string, change func(context.
 func (m *machine) over(err error) bool {
 	wait := time.Duration(0)
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPIPE) {
-		wait = bothEnd
+		wait = hungUp
 	}
 	select {
 	case <-m.done:

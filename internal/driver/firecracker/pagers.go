@@ -26,7 +26,7 @@ const (
 	maxWorkingSets = 512 // kept on a host
 	maxLastWords   = 1 << 10
 	recordTime     = 2 * time.Second
-	bothEnd        = 500 * time.Millisecond // between a machine's end and its pager's, or its sockets'
+	bothEnd        = 500 * time.Millisecond // between a machine's end and its pager's
 )
 
 // Main runs a pager when args are those of one, and reports whether it did. The
@@ -124,6 +124,11 @@ func (m *machine) watchPager(p hostproc.Process, cmd *exec.Cmd) error {
 			return
 		case <-time.After(bothEnd):
 		}
+		alive, err := m.state.Open()
+		if errors.Is(err, fs.ErrNotExist) { // it ended, too, which is about to be told
+			return
+		}
+		_ = alive.Close()
 		why := cmp.Or(m.pagerSaid(), "killed")
 		m.pagerEnd.Store(&why)
 		m.kill()

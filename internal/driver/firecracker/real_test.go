@@ -91,7 +91,7 @@ func (l *realLab) driver(t *testing.T, init []string) *firecracker.Driver {
 func (l *realLab) spec(t *testing.T) driver.Spec {
 	t.Helper()
 	n := l.number.Add(1)
-	id := fmt.Sprintf("fcs-%d", n)
+	id := fmt.Sprintf("%s%d", mine, n)
 	dir := filepath.Join(l.dir, "m", id)
 	must(t, os.MkdirAll(dir, 0o700))
 	return driver.Spec{
@@ -104,7 +104,7 @@ func (l *realLab) spec(t *testing.T) driver.Spec {
 // tapSlot makes a namespace with a tap, for one machine.
 func tapSlot(t *testing.T, number int) driver.Attachment {
 	t.Helper()
-	name := fmt.Sprintf("hfc%d-%d", os.Getpid(), number)
+	name := fmt.Sprintf("%s%d", mine, number)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	host, err := netns.Get()

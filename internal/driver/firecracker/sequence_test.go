@@ -18,7 +18,9 @@ import (
 func names(list []call) []string {
 	var out []string
 	for _, c := range list {
-		if c.Call != "GET /version" || len(out) > 0 { // a few of these, until it answers
+		const told = "guest: configure" // which a slow host repeats
+		again := c.Call == told && len(out) > 0 && out[len(out)-1] == told
+		if (c.Call != "GET /version" || len(out) > 0) && !again { // a few of these, until it answers
 			out = append(out, c.Call)
 		}
 	}
@@ -48,7 +50,7 @@ func body(t *testing.T, list []call, name string) string {
 // monitor does, and leaves alone.
 func netSlot(t *testing.T) driver.Attachment {
 	t.Helper()
-	const name = "hfc0"
+	name := mine + "0"
 	run := func(args ...string) {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			t.Skipf("ip %v: %v\n%s", args, err, out)

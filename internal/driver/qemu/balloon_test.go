@@ -12,7 +12,7 @@ import (
 	"hearth/internal/driver/drivertest"
 )
 
-const balloonPatience = time.Minute // Linux reports what is free some seconds later; an emulated one is slow
+const balloonPatience = 5 * time.Minute // Linux reports what is free some seconds later; an emulated one is slow
 
 // What a guest frees goes back to the host: its own memory shrinks, and so does
 // its checkpoint; a machine that booted, one that was cloned. Template and clones

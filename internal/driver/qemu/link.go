@@ -20,7 +20,7 @@ const (
 	succession = 5 * time.Second
 	// firstGreeting is what a guest that runs answers in many times over.
 	firstGreeting = 500 * time.Millisecond
-	lastWords     = 200 * time.Millisecond
+	lastWords     = time.Second // for what a machine said last to be read, after its end
 )
 
 // link is a machine's connections to its guest: the channel, which is opened when

@@ -33,6 +33,10 @@ import (
 // emulate asks for these tests under software emulation, where KVM does not work.
 const emulate = "HEARTH_TEST_VM"
 
+// mine begins the IDs of this run's machines and names its cgroup and namespaces, so
+// that two runs on one host neither count nor sweep each other's.
+var mine = fmt.Sprintf("hqt%d-", os.Getpid())
+
 // initName is the guests' first process, beside the launcher.
 const initName = "hearth-init"
 
@@ -123,7 +127,7 @@ func (l *lab) config(t testing.TB) qemu.Config {
 	return qemu.Config{
 		Root: filepath.Join(l.dir, "run"), Guest: l.Guest, Init: microvmtest.Init, Exe: l.exe,
 		Boot:        func(ctx context.Context) (*microvm.Boot, error) { return microvm.Prepare(ctx, l.Kernel) },
-		Accelerator: l.accel, CgroupParent: "/hearth-test-qemu", UIDBase: 4_200_000_000,
+		Accelerator: l.accel, CgroupParent: "/" + mine + "test", UIDBase: 4_200_000_000,
 		KeepTemplates: 500 * time.Millisecond,
 		Log:           slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
@@ -132,6 +136,7 @@ func (l *lab) config(t testing.TB) qemu.Config {
 // spec describes a machine in a network namespace of its own.
 func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
 	t.Helper()
+	id = mine + id
 	dir := filepath.Join(l.dir, "m", id)
 	must(t, os.MkdirAll(dir, 0o700))
 	return driver.Spec{
@@ -144,7 +149,7 @@ func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
 // slot makes a namespace with a tap, for one machine.
 func slot(t testing.TB, number int) driver.Attachment {
 	t.Helper()
-	name := fmt.Sprintf("hqt%d-%d", os.Getpid(), number)
+	name := fmt.Sprintf("%s%d", mine, number)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	host, err := netns.Get()
@@ -206,10 +211,9 @@ func TestConformance(t *testing.T) {
 		Doomed: func(t *testing.T) (driver.Driver, driver.Spec) {
 			return l.broken(t), specOf(t)
 		},
-		Outside:  microvmtest.Outside,
-		Boots:    3, // each takes seconds
-		Count:    l.count,
-		Patience: 2 * time.Minute,
+		Outside: microvmtest.Outside,
+		Boots:   3, // each takes seconds
+		Count:   l.count,
 	})
 }
 
@@ -239,16 +243,16 @@ func (l *lab) count(t *testing.T) map[string]int {
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range cmdlines {
 		raw, _ := os.ReadFile(path)
-		if bytes.HasPrefix(raw, []byte("hearth-qemu")) && bytes.Contains(raw, []byte("\x00conf-")) {
+		if bytes.HasPrefix(raw, []byte("hearth-qemu")) && bytes.Contains(raw, []byte("\x00"+mine)) {
 			n["processes"]++
 		}
 	}
 	for name, pattern := range map[string]string{
-		"cgroups":     "/sys/fs/cgroup/*/hearth-test-qemu/conf-*",
-		"cgroups v2":  "/sys/fs/cgroup/hearth-test-qemu/conf-*",
+		"cgroups":     "/sys/fs/cgroup/*/" + mine + "test/" + mine + "*",
+		"cgroups v2":  "/sys/fs/cgroup/" + mine + "test/" + mine + "*",
 		"descriptors": "/proc/self/fd/*",
 		"users":       filepath.Join(l.dir, "run", "uids", "*"),
-		"namespaces":  "/run/netns/hqt*",
+		"namespaces":  "/run/netns/" + mine + "*",
 	} {
 		found, err := filepath.Glob(pattern)
 		must(t, err)
@@ -257,7 +261,7 @@ func (l *lab) count(t *testing.T) map[string]int {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
 	for line := range bytes.Lines(mounts) {
-		if strings.Contains(string(line), "/hqt") || bytes.Contains(line, []byte(l.dir)) {
+		if strings.Contains(string(line), "/"+mine) || bytes.Contains(line, []byte(l.dir)) {
 			n["mounts"]++
 		}
 	}

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// endWait is how long /ended waits for a connection to end.
-const endWait = 10 * time.Second
+// endWait is how long connections are waited for: to be made, answered, ended.
+const endWait = time.Minute
 
 // connections are the TCP connections that the suite asked for, by name. Somebody
 // is always reading from each, as a client that waits for its server does.

@@ -25,6 +25,13 @@ import (
 	"hearth/internal/hearth"
 )
 
+// The time is told up to clockTries times, as long as the answer takes clockLag:
+// by no more than that may a guest's clock be behind.
+const (
+	clockTries = 3
+	clockLag   = 500 * time.Millisecond
+)
+
 // Settings are what a machine is told at every start, restore and thaw.
 type Settings struct {
 	Now      time.Time    `json:"now"`
@@ -100,11 +107,27 @@ func greet(conn net.Conn, in *frameReader) error {
 }
 
 // Configure must be called once on every Channel before Dial, and again after a
-// thaw. It returns when the settings hold in the guest.
+// thaw. It returns when the settings hold in the guest. A guest, or a host, that is
+// so slow that the time was told too late is told it again.
 func (c *Channel) Configure(ctx context.Context, s Settings) error {
 	if err := s.Check(); err != nil {
 		return err
 	}
+	for range clockTries {
+		began := time.Now()
+		if err := c.configure(ctx, s); err != nil {
+			return err
+		}
+		took := time.Since(began)
+		if took < clockLag {
+			break
+		}
+		s.Now = s.Now.Add(took)
+	}
+	return nil
+}
+
+func (c *Channel) configure(ctx context.Context, s Settings) error {
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -28,6 +29,7 @@ type testGuest struct {
 	ended chan struct{}
 	told  chan struct{}
 	exit  Exit
+	slow  time.Duration // for which the first settings take effect
 
 	mu       sync.Mutex
 	settings []Settings
@@ -69,6 +71,9 @@ func (g *testGuest) Configure(s Settings) error {
 	defer g.mu.Unlock()
 	if s.Hostname == "bad" {
 		return errors.New("no such name\x00")
+	}
+	if len(g.settings) == 0 {
+		time.Sleep(g.slow)
 	}
 	g.settings = append(g.settings, s)
 	return nil
@@ -133,7 +138,7 @@ func settings() Settings {
 
 func open(t *testing.T, conn net.Conn) *Channel {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := Open(ctx, conn)
 	if err != nil {
@@ -368,6 +373,30 @@ func TestWait(t *testing.T) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	<-g.told
+}
+
+// TestTheTimeIsToldAgain: a guest that took its time is not left with a clock that
+// is behind by it.
+func TestTheTimeIsToldAgain(t *testing.T) {
+	for slow, times := range map[time.Duration]int{0: 1, clockLag - time.Millisecond: 1, clockLag: 2} {
+		synctest.Test(t, func(t *testing.T) {
+			host, guest := net.Pipe()
+			g := newTestGuest()
+			g.slow = slow
+			serve(t, guest, g)
+			c := open(t, host)
+			began := time.Now()
+			if err := c.Configure(t.Context(), settings()); err != nil {
+				t.Fatal(err)
+			}
+			if len(g.settings) != times {
+				t.Fatalf("after %s: told %d times, want %d", slow, len(g.settings), times)
+			}
+			if last := g.settings[times-1].Now; times > 1 && last.Sub(began) < slow {
+				t.Errorf("it was told %s, %s later", last.Sub(began), slow)
+			}
+		})
+	}
 }
 
 // TestManyStreams: a session has a limit, and it is the limit of those open.

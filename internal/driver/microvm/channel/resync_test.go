@@ -212,7 +212,7 @@ func TestLyingGuest(t *testing.T) {
 				_, _ = guest.Write(lie)
 				_, _ = io.Copy(io.Discard, guest)
 			})
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			st, _ := c.s.open(ctx.Done()) // may come too late
 			select {
@@ -273,7 +273,7 @@ func FuzzServe(f *testing.F) {
 		if _, err := host.Write(before[:min(len(before), 64<<10)]); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		c, err := Open(ctx, host)
 		if err != nil {

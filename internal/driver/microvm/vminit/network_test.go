@@ -102,7 +102,7 @@ func connection(t *testing.T, from, to string) net.Conn {
 		return nil
 	}
 	defer l.Close()
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 5 * time.Second}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}
 	c, err := d.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Error(err)
@@ -144,7 +144,7 @@ func TestEndOutside(t *testing.T) {
 				t.Errorf("%s: %v, want silence", name, err)
 			}
 		}
-		_ = outside.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = outside.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := outside.Read(make([]byte, 1)); err == nil || err == io.EOF || os.IsTimeout(err) {
 			t.Errorf("outside: %v, want a reset", err)
 		}

@@ -3,6 +3,7 @@ package jail_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -54,11 +55,11 @@ func newPrison(t *testing.T) *prison {
 	}
 	staging := filepath.Join(dir, "staging")
 	must(t, os.Mkdir(staging, 0o755))
-	const parent = "/hearth-test-jail"
+	parent := fmt.Sprintf("/hearth-test-jail-%d", os.Getpid())
 	group := hostproc.CgroupAt(parent + "/" + strings.ReplaceAll(t.Name(), "/", "-"))
 	must(t, group.Make(hostproc.Limits{Memory: 256 << 20, CPUs: 1, PIDs: 64}))
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := group.Remove(ctx); err != nil {
 			t.Error(err)

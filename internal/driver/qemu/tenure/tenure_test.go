@@ -13,7 +13,7 @@ import (
 
 func take(t *testing.T, dir string, yield func()) *Tenure {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	held, err := Take(ctx, dir, yield)
 	if err != nil {
