@@ -126,7 +126,7 @@ func choose(ctx context.Context, c *config.Config, all []driver.Driver, log *slo
 		}
 		ch.offers = append(ch.offers, w.driver)
 		t := builder.Target{Driver: w.driver, Chosen: w.driver != def && !slices.Contains(c.Node.Drivers, w.driver)}
-		t.Learns = caps.SharedMemory
+		t.Learns = caps.LearnsPages
 		if caps.MemorySnapshot {
 			t.Key = caps.Key
 		}

@@ -49,7 +49,8 @@ type Capabilities struct {
 	Isolation      hearth.Isolation // what stands between guest and host
 	MemorySnapshot bool             // Checkpoint keeps memory and processes
 	FileSnapshot   bool             // machines are FileKeepers
-	SharedMemory   bool             // machines of one checkpoint share the memory they only read
+	SharedMemory   bool             // machines of one checkpoint that stands alone share the memory they only read
+	LearnsPages    bool             // machines start sooner once one of their checkpoint was used: what it wrote to first is read in advance
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }

@@ -58,7 +58,7 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 	if err != nil {
 		return driver.Capabilities{}, err
 	}
-	return driver.Capabilities{Isolation: hearth.HardwareVM, MemorySnapshot: true, FileSnapshot: true, Tap: true, Key: h.key.String()}, nil
+	return driver.Capabilities{Isolation: hearth.HardwareVM, MemorySnapshot: true, FileSnapshot: true, SharedMemory: true, Tap: true, Key: h.key.String()}, nil
 }
 
 // probe looks at the host until it has found everything once.

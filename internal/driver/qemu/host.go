@@ -170,5 +170,5 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 		isolation = hearth.EmulatedVM
 		d.cfg.Log.Warn("qemu: guests are emulated in software, 20 to 80 times slower than this host's processor")
 	}
-	return driver.Capabilities{Isolation: isolation, MemorySnapshot: true, FileSnapshot: true, Tap: true, Key: f.key.String()}, nil
+	return driver.Capabilities{Isolation: isolation, MemorySnapshot: true, FileSnapshot: true, SharedMemory: true, Tap: true, Key: f.key.String()}, nil
 }
