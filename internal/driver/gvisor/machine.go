@@ -149,14 +149,34 @@ func (m *machine) control(ctx context.Context, what string, call func() error) e
 	}()
 	select {
 	case err := <-result:
-		if err == nil || hearth.KindOf(err) != hearth.Internal {
+		switch {
+		case err == nil || hearth.KindOf(err) != hearth.Internal:
 			return err
+		case m.over():
+			return m.ended()
 		}
 		return hearth.Wrap(hearth.Internal, err, "machine %s: %s failed", m.id, what)
 	case <-m.done:
 		return m.ended()
 	case <-ctx.Done():
 		return hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s: %s did not end in time", m.id, what)
+	}
+}
+
+// over says whether the machine has ended. That its process has is known a moment
+// before watch is through with it: then it waits for that.
+func (m *machine) over() bool {
+	pidfd, err := m.state.Open()
+	if err == nil {
+		_ = pidfd.Close()
+	} else if errors.Is(err, fs.ErrNotExist) {
+		<-m.done
+	}
+	select {
+	case <-m.done:
+		return true
+	default:
+		return false
 	}
 }
 

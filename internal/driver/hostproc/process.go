@@ -80,6 +80,9 @@ func (p Process) Open() (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "pidfd")
 	if err := p.same(); err != nil { // after the descriptor is held, so the number cannot change hands
 		_ = f.Close()
+		if errors.Is(err, unix.ESRCH) { // it was reaped as its files in /proc were read
+			return nil, fs.ErrNotExist
+		}
 		return nil, err
 	}
 	return f, nil
