@@ -57,19 +57,33 @@ func (r *run) runTrue(ctx context.Context) ([]figure.Figure, error) {
 	return []figure.Figure{ours.Figure().Against("7", figure.Target{P50: 30}, ref.Figure())}, err
 }
 
-// straight returns the sandbox as seen by a client that connects to the guest's
-// own address instead of the edge, as only root of its host can.
-func (r *run) straight(ctx context.Context, sb *client.Sandbox) (*client.Sandbox, error) {
+// address is where a sandbox's guest daemon listens, which only root of its host
+// can reach.
+func (r *run) address(sb *client.Sandbox) (string, error) {
 	m, err := r.server.of(sb.ID)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	var state struct{ Net struct{ Guest netip.Prefix } }
 	if err := json.Unmarshal(m.Handle.State, &state); err != nil || !state.Net.Guest.IsValid() {
-		return nil, errors.Join(err, errors.New("the sandbox's driver does not say its address"))
+		return "", errors.Join(err, errors.New("the sandbox's driver does not say its address"))
 	}
-	at := netip.AddrPortFrom(state.Net.Guest.Addr(), guest.Port)
-	c, err := client.New(client.Options{APIKey: r.server.key, APIURL: r.server.url, SandboxURL: "http://" + at.String()})
+	return netip.AddrPortFrom(state.Net.Guest.Addr(), guest.Port).String(), nil
+}
+
+// straight returns the sandbox as seen by a client that connects to the guest's
+// own address instead of the edge.
+func (r *run) straight(ctx context.Context, sb *client.Sandbox) (*client.Sandbox, error) {
+	at, err := r.address(sb)
+	if err != nil {
+		return nil, err
+	}
+	return r.through(ctx, sb, at)
+}
+
+// through returns the sandbox as seen by a client of a given address.
+func (r *run) through(ctx context.Context, sb *client.Sandbox, address string) (*client.Sandbox, error) {
+	c, err := client.New(client.Options{APIKey: r.server.key, APIURL: r.server.url, SandboxURL: "http://" + address})
 	if err != nil {
 		return nil, err
 	}
@@ -132,15 +146,28 @@ func drain(ctx context.Context, sb *client.Sandbox) error {
 func (r *run) edgeLatency(ctx context.Context) ([]figure.Figure, error) {
 	const requests = 1000
 	extra := figure.Milliseconds("what the edge adds to a request over a kept connection")
-	ways := []*figure.Samples{figure.Milliseconds("request through the edge"), figure.Milliseconds("request straight to the sandbox")}
+	relayed := figure.Milliseconds("what a process adds that only copies the bytes")
+	whole := []*figure.Samples{figure.Milliseconds("request through the edge"), figure.Milliseconds("request through that process"),
+		figure.Milliseconds("request straight to the sandbox")}
 	err := r.within(ctx, baseTemplate, func(edge *client.Sandbox) error {
-		direct, err := r.straight(ctx, edge)
+		guests, err := r.address(edge)
 		if err != nil {
 			return err
 		}
+		relays, stop, err := relay(ctx, guests)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		ways := []*client.Sandbox{edge, nil, nil}
+		for i, at := range []string{relays, guests} {
+			if ways[i+1], err = r.through(ctx, edge, at); err != nil {
+				return err
+			}
+		}
 		return r.times(ctx, requests+warmups, func(ctx context.Context, i int) error {
-			var took [2]time.Duration
-			for w, sb := range []*client.Sandbox{edge, direct} {
+			var took [3]time.Duration
+			for w, sb := range ways {
 				began := time.Now()
 				if err := ping(ctx, sb); err != nil {
 					return err
@@ -148,16 +175,20 @@ func (r *run) edgeLatency(ctx context.Context) ([]figure.Figure, error) {
 				took[w] = time.Since(began)
 			}
 			if i >= warmups {
-				extra.Took(took[0] - took[1])
-				ways[0].Took(took[0])
-				ways[1].Took(took[1])
+				extra.Took(took[0] - took[2])
+				relayed.Took(took[1] - took[2])
+				for w, s := range whole {
+					s.Took(took[w])
+				}
 			}
 			return nil
 		})
 	})
-	f := extra.Figure().Against("14", figure.Target{P50: 0.15})
-	f.Reference = append(f.Reference, ways[0].Figure(), ways[1].Figure())
-	f.Note = "pairs in turn; the figure is the difference within a pair"
+	f := extra.Figure().Against("14", figure.Target{P50: 0.15}, relayed.Figure())
+	for _, s := range whole {
+		f.Reference = append(f.Reference, s.Figure())
+	}
+	f.Note = "all ways in turn; the figures are the differences within a turn"
 	return []figure.Figure{f}, err
 }
 

@@ -11,6 +11,7 @@ type benchCmd struct {
 	Plot  benchPlotCmd  `cmd:"" help:"Draw creates by the size of bursts and memory by the number of sandboxes."`
 
 	Drivers benchDriversCmd `cmd:"" help:"Measure each driver's machines by themselves: boot, restore, clone, pause, memory, speed inside."`
+	Relay   benchRelayCmd   `cmd:"" hidden:""`
 }
 
 type benchRowsCmd struct {
@@ -70,3 +71,11 @@ func (b *benchDriversCmd) Run(in *invocation) error {
 	}
 	return machines.Run(in.ctx, c, b.Options, in.out, in.err)
 }
+
+// benchRelayCmd is the reference of row 14, which the bench starts itself.
+type benchRelayCmd struct {
+	To string `arg:"" help:"Address that everything is copied to."`
+}
+
+// Run copies until it is killed.
+func (b *benchRelayCmd) Run(in *invocation) error { return bench.Relay(in.ctx, b.To, in.out) }

@@ -363,7 +363,7 @@ type throughLife struct{}
 
 func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
 	q := r.Context().Value(requestKey{}).(*request)
-	resp, err := q.life.transport.RoundTrip(r)
+	resp, err := q.life.send(r)
 	if err == nil && q.step != nil {
 		q.step.follow(resp)
 	}

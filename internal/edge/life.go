@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"hearth/internal/edge/wire"
 	"hearth/internal/hearth"
 )
 
@@ -21,6 +22,7 @@ type life struct {
 	dialer    Dialer
 	timeout   time.Duration
 	transport *http.Transport
+	wire      *wire.Pool // for what needs no transport
 	buffers   *buffers
 	ctx       context.Context // ends with the life
 	end       context.CancelFunc
@@ -105,6 +107,7 @@ func (e *Edge) newLife(route Route) *life {
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}
+	l.wire = wire.New(wire.Config{Dial: l.dial, Idle: idleTimeout, Keep: maxIdle, Header: maxResponseHeader})
 	return l
 }
 
@@ -142,6 +145,7 @@ func (l *life) finish() {
 		_ = c.Conn.Close()
 	}
 	l.transport.CloseIdleConnections()
+	l.wire.Close()
 }
 
 func (l *life) ended() bool {
@@ -195,6 +199,14 @@ func (l *life) track(c net.Conn) (net.Conn, error) {
 	return tracked, nil
 }
 
+// send passes a request on over one of the life's connections.
+func (l *life) send(r *http.Request) (*http.Response, error) {
+	if wire.Carries(r) {
+		return l.wire.RoundTrip(r)
+	}
+	return l.transport.RoundTrip(r)
+}
+
 // conn is a connection of a life.
 type conn struct {
 	net.Conn
@@ -207,6 +219,14 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	buf := c.life.buffers.Get()
 	defer c.life.buffers.Put(buf)
 	return io.CopyBuffer(struct{ io.Writer }{c.Conn}, r, buf)
+}
+
+// SyscallConn implements syscall.Conn where the connection is a socket.
+func (c *conn) SyscallConn() (syscall.RawConn, error) {
+	if socket, ok := c.Conn.(syscall.Conn); ok {
+		return socket.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // Close closes the connection and forgets it.
