@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"hearth/internal/control"
+	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
 )
 
-// operation is one thing that a caller does to the one sandbox of a pair.
+// operation is one thing that a caller does to the one sandbox of a pair, or to its
+// snapshot. An import is none: what comes in is nobody's (package travel).
 type operation struct {
 	name string
 	do   func(ctx context.Context, p *process, id hearth.SandboxID, snap hearth.SnapshotID) error
@@ -50,6 +52,12 @@ func operations() []operation {
 			_, err := p.Rollback(ctx, "t1", id, string(snap))
 			return err
 		}, hearth.Running},
+		{"step", func(ctx context.Context, p *process, id hearth.SandboxID, _ hearth.SnapshotID) error {
+			return p.Step(ctx, id, "ls")
+		}, hearth.Running},
+		{"delete", func(ctx context.Context, p *process, _ hearth.SandboxID, snap hearth.SnapshotID) error {
+			return p.DeleteSnapshot(ctx, "t1", string(snap))
+		}, hearth.Running},
 		{"network", func(ctx context.Context, p *process, id hearth.SandboxID, _ hearth.SnapshotID) error {
 			return p.SetNetwork(ctx, "t1", id, hearth.Network{DenyOut: []string{"1.2.3.4"}})
 		}, hearth.Running},
@@ -63,6 +71,10 @@ func operations() []operation {
 // for success. It comes while the first is under way.
 func answers(first, second operation) []hearth.Kind {
 	switch {
+	case second.name == "delete" && first.name == "delete", second.name == "rollback" && first.name == "delete":
+		return []hearth.Kind{hearth.NotFound}
+	case second.name == "delete": // a snapshot does not need its sandbox
+		return []hearth.Kind{""}
 	case second.name == "kill" && first.name == "kill":
 		return []hearth.Kind{"", hearth.NotFound}
 	case second.name == "kill":
@@ -97,7 +109,9 @@ func pair(t *testing.T, first, second operation) {
 	w := newWorld(t)
 	p := w.run(control.Limits{})
 	ctx := context.Background()
-	sb, err := p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: time.Hour})
+	sb, err := p.Create(ctx, control.CreateRequest{
+		Team: "t1", Template: "base", Timeout: time.Hour, Lifecycle: hearth.Lifecycle{History: wish.DefaultHistory},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +120,7 @@ func pair(t *testing.T, first, second operation) {
 		t.Fatal(err)
 	}
 	w.set(func() {
-		for _, op := range []string{"start", "pause", "snapshot", "stop", "update"} {
+		for _, op := range []string{"start", "pause", "snapshot", "stop", "update", "remove"} {
 			w.delay[op] = 100 * time.Millisecond
 		}
 	})
@@ -131,7 +145,7 @@ func pair(t *testing.T, first, second operation) {
 	if second.name == "kill" || kind == "" && first.name != "kill" && second.name != first.name {
 		want = second.ends
 	}
-	if second.name == "fork" || second.name == "network" || second.name == "snapshot" || second.name == "rollback" {
+	if slices.Contains([]string{"fork", "network", "snapshot", "rollback", "step", "delete"}, second.name) {
 		want = first.ends // leave it as it is
 	}
 	row, err := w.store.Sandbox(ctx, sb.ID)

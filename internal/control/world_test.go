@@ -291,6 +291,10 @@ func (h host) Events(ctx context.Context) iter.Seq2[node.Event, error] {
 // Remove implements the controller's shelf.
 func (w *world) Remove(_ context.Context, id hearth.SnapshotID) error {
 	w.mu.Lock()
+	wait := w.delay["remove"]
+	w.mu.Unlock()
+	time.Sleep(wait)
+	w.mu.Lock()
 	defer w.mu.Unlock()
 	if id == "warm" || id == "" {
 		w.bad("snapshot %q was removed", id)

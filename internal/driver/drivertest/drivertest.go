@@ -70,6 +70,8 @@ func cases() []testCase {
 		{name: "CertificateOfThisSecondIsTrusted", memory: true, kernel: true, run: justIssued},
 		{name: "StaleConnectionsEnd", memory: true, kernel: true, run: staleConnections},
 		{name: "IdentityIsTheMachinesOwn", memory: true, kernel: true, run: identity},
+		{name: "DaemonBelongsToItsMachine", memory: true, kernel: true, run: daemons},
+		{name: "TwoStartsAtOnceAreOneMachine", memory: true, run: twoStarts},
 		{name: "ClocksKeepPace", kernel: true, run: clocksKeepPace},
 		{name: "WrongKeyIsRefused", memory: true, run: wrongKey},
 		{name: "DamagedCheckpointStartsNothing", memory: true, run: damaged},

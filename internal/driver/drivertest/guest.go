@@ -114,7 +114,7 @@ func (g Guest) number(t *testing.T, path string) int64 {
 func values(form []string) url.Values {
 	v := url.Values{}
 	for i := 0; i+1 < len(form); i += 2 {
-		v.Set(form[i], form[i+1])
+		v.Add(form[i], form[i+1])
 	}
 	return v
 }

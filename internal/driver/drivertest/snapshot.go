@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -181,6 +182,46 @@ func clockAfterRestore(t *testing.T, env Env) {
 		}
 		return nil
 	})
+}
+
+// twoStarts: of many who start one machine from a checkpoint at once, one gets
+// it, and the others are told that it is there. What they did leaves nothing.
+func twoStarts(t *testing.T, env Env) {
+	m := start(t, env.Driver(t), env.Spec(t))
+	Open(m).post(t, "/memory", "key", "k", "value", "kept")
+	c := take(t, m)
+	closeNow(t, m)
+	spec := env.Spec(t)
+	spec.From = c
+	dirs := []string{spec.Dir, env.Spec(t).Dir, env.Spec(t).Dir}
+	got := make(chan driver.Machine, len(dirs))
+	var all sync.WaitGroup
+	for _, dir := range dirs {
+		all.Go(func() {
+			one := spec
+			one.Dir = dir
+			m, err := env.Driver(t).Start(t.Context(), one)
+			switch {
+			case err == nil:
+				got <- m
+			case hearth.KindOf(err) != hearth.AlreadyExists:
+				t.Errorf("a start beside another: %v, want %s", err, hearth.AlreadyExists)
+			default:
+				wantEmpty(t, dir)
+			}
+		})
+	}
+	all.Wait()
+	close(got)
+	if len(got) != 1 {
+		t.Errorf("%d machines were started", len(got))
+	}
+	for m := range got {
+		if word := Open(m).get(t, "/memory", "key", "k"); word != "kept" {
+			t.Errorf("the machine remembers %q", word)
+		}
+		closeNow(t, m)
+	}
 }
 
 // wrongKey: a checkpoint of another driver, version, processor or kernel, which

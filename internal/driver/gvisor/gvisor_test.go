@@ -54,11 +54,8 @@ func newLab(t testing.TB) *lab {
 	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxtest"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
 	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxtest")
 	must(t, os.MkdirAll(filepath.Join(dir, "g"), 0o755))
-	build(t, filepath.Join(dir, "g", "testguest"), "hearth/internal/driver/drivertest/testguest")
-	for _, d := range []string{"root", "tmp", "etc", "mnt", "var"} {
-		must(t, os.MkdirAll(filepath.Join(dir, "r", d), 0o755))
-	}
-	must(t, os.WriteFile(filepath.Join(dir, "r/etc/hostname"), []byte("image\n"), 0o644))
+	must(t, drivertest.MakeGuest(t.Context(), filepath.Join(dir, "g")))
+	must(t, drivertest.MakeRoot(filepath.Join(dir, "r")))
 	run(t, mkfs, "--quiet", "-E", "noinline_data", l.guest, filepath.Join(dir, "g"))
 	run(t, mkfs, "--quiet", "-E", "noinline_data", l.root, filepath.Join(dir, "r"))
 	if caps(t, l.driver(t)).SharedMemory && !strings.Contains(os.Getenv("GOFLAGS"), "hearthcow") {

@@ -214,6 +214,19 @@ func (f *fixture) gone(group uint32) {
 	}
 }
 
+// buried waits until a process has ended and its status was collected.
+func (f *fixture) buried(pid uint32) {
+	f.Helper()
+	for end := time.Now().Add(10 * time.Second); ; {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
+			return
+		}
+		if time.Now().After(end) {
+			f.Fatalf("process %d is left", pid)
+		}
+	}
+}
+
 func TestClientGoesProcessStays(t *testing.T) {
 	f := serve(t)
 	tag := "server"
@@ -406,6 +419,7 @@ func TestGrandchildHoldsTheStream(t *testing.T) {
 	if !s.Receive() || string(s.Msg().GetEvent().GetData().GetStdout()) != "started\n" {
 		t.Fatalf("got %v", s.Msg())
 	}
+	f.buried(pid) // or the signal might end the shell before it ends by itself
 	term := connect.NewRequest(&guestv1.SendSignalRequest{Process: byPid(pid), Signal: guestv1.Signal_SIGNAL_SIGTERM})
 	if _, err := f.client.SendSignal(t.Context(), term); err != nil {
 		t.Fatal(err)

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -178,57 +176,6 @@ func trust(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = conn.Close()
 	fmt.Fprint(w, "trusted")
-}
-
-// serveRandom draws from every source that a program has: a line each, "source hex".
-func serveRandom(w http.ResponseWriter, _ *http.Request) {
-	for source, draw := range map[string]func([]byte) error{
-		"urandom": func(b []byte) error { return readFull("/dev/urandom", b) },
-		"random":  func(b []byte) error { return readFull("/dev/random", b) },
-		"system call": func(b []byte) error {
-			_, err := unix.Getrandom(b, 0)
-			return err
-		},
-		"crypto/rand": func(b []byte) error {
-			_, err := rand.Read(b)
-			return err
-		},
-		"TLS hello": hello,
-	} {
-		b := make([]byte, 32)
-		if err := draw(b); err != nil {
-			http.Error(w, source+": "+err.Error(), http.StatusInternalServerError)
-			return
-		}
-		fmt.Fprintf(w, "%s\t%s\n", source, hex.EncodeToString(b))
-	}
-}
-
-func readFull(path string, b []byte) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.ReadFull(f, b)
-	return err
-}
-
-// hello takes the client's random number out of the first message of a handshake.
-func hello(b []byte) error {
-	ours, theirs := net.Pipe()
-	defer theirs.Close()
-	go func() {
-		_ = tls.Client(ours, &tls.Config{ServerName: "nobody"}).Handshake()
-		_ = ours.Close()
-	}()
-	const head = 5 + 4 + 2 // record, handshake, version
-	first := make([]byte, head+len(b))
-	if _, err := io.ReadFull(theirs, first); err != nil {
-		return err
-	}
-	copy(b, first[head:])
-	return nil
 }
 
 // serveIdentity says who the machine is: its name, then its addresses, a line each.

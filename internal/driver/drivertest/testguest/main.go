@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 {
+	switch {
+	case filepath.Base(os.Args[0]) == "sh":
+		shell(os.Args[len(os.Args)-1])
+		return
+	case len(os.Args) > 1:
 		bomb(os.Args[1])
 		return
 	}
@@ -37,6 +42,19 @@ type guest struct {
 	ballast [][]byte
 
 	connections connections
+	python      python
+}
+
+// shell is all the shell that the images have, for what the guest daemon starts: it
+// knows one command.
+func shell(command string) {
+	if command != "environment" {
+		fmt.Fprintln(os.Stderr, "no such command:", command)
+		os.Exit(127)
+	}
+	for _, e := range os.Environ() {
+		fmt.Println(e)
+	}
 }
 
 // tick counts hundredths of a second in which the guest could run.
@@ -53,7 +71,7 @@ func (g *guest) routes() http.Handler {
 	mux.HandleFunc("/monotonic", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, int64(time.Since(g.started))) })
 	mux.HandleFunc("/memory", g.serveMemory)
 	mux.HandleFunc("/file", serveFile)
-	mux.HandleFunc("/random", serveRandom)
+	mux.HandleFunc("/random", g.serveRandom)
 	mux.HandleFunc("/identity", serveIdentity)
 	mux.HandleFunc("/hog", g.hog)
 	mux.HandleFunc("/drop", g.drop)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"hearth/internal/driver/drivertest"
 	"hearth/internal/driver/microvm"
 )
 
@@ -86,19 +87,16 @@ func KernelCache() (string, error) {
 // KernelFile and ModulesDir.
 func Make(ctx context.Context, dir string) error {
 	root, guest := filepath.Join(dir, "root"), filepath.Join(dir, "guest")
-	for _, d := range []string{guest, "root", "tmp", "etc", "mnt", "var", "dev", "proc", "sys", "run", ".guest"} {
-		if !filepath.IsAbs(d) {
-			d = filepath.Join(root, d)
-		}
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(guest, 0o755); err != nil {
+		return err
 	}
-	if err := os.WriteFile(filepath.Join(root, "etc/hostname"), []byte("image\n"), 0o644); err != nil {
+	if err := drivertest.MakeRoot(root); err != nil {
+		return err
+	}
+	if err := drivertest.MakeGuest(ctx, guest); err != nil {
 		return err
 	}
 	for _, argv := range [][]string{
-		{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(guest, "testguest"), "hearth/internal/driver/drivertest/testguest"},
 		{"mkfs.erofs", "--quiet", "-E", "noinline_data", filepath.Join(dir, guestName), guest},
 		{"mkfs.erofs", "--quiet", "-E", "noinline_data", filepath.Join(dir, rootName), root},
 	} {
