@@ -122,12 +122,8 @@ func (s *server) badWire(t *testing.T, sb *client.Sandbox) {
 		"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1:22\r\n\r\n", "GET http://127.0.0.1:22/ HTTP/1.1\r\nHost: 127.0.0.1:22\r\nConnection: close\r\n\r\n",
 		"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
 	} {
-		start := time.Now()
 		if status := s.exchange(t, request); status >= 500 && status != 502 && status != 505 || status/100 == 2 {
 			t.Errorf("%.100q: %d", request, status)
-		}
-		if took := time.Since(start); took > 5*time.Second {
-			t.Errorf("%.100q took %s", request, took)
 		}
 	}
 }
@@ -159,7 +155,7 @@ func (s *server) badFiles(t *testing.T, sb *client.Sandbox) {
 		if status, raw := ask("GET", "?path=/tmp/links/"+path, ""); status < 400 || status > 499 {
 			t.Errorf("GET %s: %d %.100s", path, status, raw)
 		}
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > stalled {
 			t.Errorf("GET %s took %s", path, took)
 		}
 	}

@@ -25,11 +25,7 @@ func TestOneSandboxDies(t *testing.T) {
 	sb := s.sandbox(t, client.CreateOptions{})
 	machine := s.machineOf(t, sb.ID)
 	must(t, syscall.Kill(s.machineProcess(t, sb.ID), syscall.SIGKILL))
-	start := time.Now()
 	eventually(t, "the sandbox is gone", func() bool { return s.status(t, sb.ID) == 404 })
-	if took := time.Since(start); took > 3*time.Second {
-		t.Errorf("the API knew after %s", took)
-	}
 	eventually(t, "nothing of the machine is left", func() bool { return len(leftOf(machine)) == 0 })
 	if _, err := sb.Commands.Run(t.Context(), "true", client.RunOptions{}); err == nil {
 		t.Error("a command still runs")

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"hearth/client"
 )
@@ -32,7 +31,6 @@ func metadata() []string {
 // attempt is the outcome of one connection tried from inside.
 type attempt struct {
 	target, outcome string
-	took            time.Duration
 }
 
 // probe tries targets, "tcp HOST PORT" or "udp HOST PORT", from inside, as root.
@@ -48,11 +46,8 @@ func probe(t *testing.T, sb *client.Sandbox, targets []string) []attempt {
 	}
 	var all []attempt
 	for line := range strings.Lines(res.Stdout) {
-		target, rest, _ := strings.Cut(strings.TrimSpace(line), " -> ")
-		i := strings.LastIndexByte(rest, ' ')
-		ms := 0
-		fmt.Sscan(rest[i+1:], &ms)
-		all = append(all, attempt{target, rest[:i], time.Duration(ms) * time.Millisecond})
+		target, outcome, _ := strings.Cut(strings.TrimSpace(line), " -> ")
+		all = append(all, attempt{target, outcome})
 	}
 	if len(all) != len(targets) {
 		t.Fatalf("%d targets, but:\n%s", len(targets), res.Stdout)
@@ -60,8 +55,8 @@ func probe(t *testing.T, sb *client.Sandbox, targets []string) []attempt {
 	return all
 }
 
-// refused fails the test for every target that was reached, or not refused at
-// once. UDP may go unanswered: the kernel limits how often it says that a port is
+// refused fails the test for every target that was reached, or left without an
+// answer. UDP may go unanswered: the kernel limits how often it says that a port is
 // closed, to six times in a row and once a second.
 func refused(t *testing.T, sb *client.Sandbox, targets []string) {
 	t.Helper()
@@ -73,9 +68,6 @@ func refused(t *testing.T, sb *client.Sandbox, targets []string) {
 		case "ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "EACCES", "EPERM", "ECONNRESET", "EADDRNOTAVAIL":
 		default:
 			t.Errorf("%s: %s, want a refusal", a.target, a.outcome)
-		}
-		if a.took > 2*time.Second {
-			t.Errorf("%s: refused after %s only", a.target, a.took)
 		}
 	}
 }

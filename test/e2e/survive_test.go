@@ -97,13 +97,16 @@ func (s *server) start(t *testing.T, m made, command string) {
 	resp.Body.Close() // the process lives on without a reader
 }
 
+// stalled is how long nothing takes that does not hang, however slow the host is.
+const stalled = time.Minute
+
 // eventually polls a condition of which there is no event.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(stalled)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within %s: %s", stalled, what)
 		}
 	}
 }

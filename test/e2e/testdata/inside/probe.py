@@ -1,16 +1,15 @@
 """Tries connections from inside a sandbox.
 
 Reads one target a line, "tcp|udp HOST PORT" (HOST in any spelling that programs
-take), and prints for each "TARGET -> OUTCOME MILLISECONDS". An outcome is
+take), and prints for each "TARGET -> OUTCOME". An outcome is
 "connected", "answered", "silent" (nothing came back in time) or an errno's name.
 """
 import errno
 import socket
 import sys
 import threading
-import time
 
-PATIENCE = {"tcp": 4.0, "udp": 1.0}
+PATIENCE = {"tcp": 20.0, "udp": 2.0}
 
 
 def attempt(kind, host, port):
@@ -36,9 +35,7 @@ def attempt(kind, host, port):
 
 
 def probe(line, out, i):
-    start = time.monotonic()
-    result = attempt(*line.split())
-    out[i] = "%s -> %s %d" % (line, result, (time.monotonic() - start) * 1000)
+    out[i] = "%s -> %s" % (line, attempt(*line.split()))
 
 
 lines = [l.strip() for l in sys.stdin if l.strip()]
