@@ -215,6 +215,70 @@ func TestOneResume(t *testing.T) {
 	})
 }
 
+// TestConnectAfterACrash connects to a sandbox that the server died pausing, resuming
+// or taking back: nobody is told to try again, and it does not wait for the next look
+// at what is unclear.
+func TestConnectAfterACrash(t *testing.T) {
+	for name, cut := range map[string]struct {
+		op string
+		do func(context.Context, *process, hearth.SandboxID, hearth.SnapshotID) error
+	}{
+		"pause": {"pause", func(ctx context.Context, p *process, id hearth.SandboxID, _ hearth.SnapshotID) error {
+			return p.Pause(ctx, "t1", id)
+		}},
+		"resume": {"start", func(ctx context.Context, p *process, id hearth.SandboxID, _ hearth.SnapshotID) error {
+			err := p.Pause(ctx, "t1", id)
+			if err == nil {
+				_, _, err = p.Connect(ctx, "t1", id, time.Minute)
+			}
+			return err
+		}},
+		"rollback": {"start", func(ctx context.Context, p *process, id hearth.SandboxID, snap hearth.SnapshotID) error {
+			_, err := p.Rollback(ctx, "t1", id, string(snap))
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				p := w.run(control.Limits{})
+				ctx := context.Background()
+				sb, err := p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: time.Hour})
+				if err != nil {
+					t.Fatal(err)
+				}
+				snap, err := p.Snapshot(ctx, "t1", sb.ID, control.SnapshotRequest{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.set(func() { w.delay[cut.op] = time.Second })
+				called := make(chan struct{})
+				go func() {
+					defer close(called)
+					_ = cut.do(ctx, p, sb.ID, snap.ID)
+				}()
+				time.Sleep(500 * time.Millisecond)
+				p.kill()
+				<-called
+				w.set(func() { clear(w.delay) })
+				p = w.run(control.Limits{})
+				began := time.Now()
+				got, _, err := p.Connect(ctx, "t1", sb.ID, time.Minute)
+				if err != nil || got.State != hearth.Running {
+					t.Errorf("%+v, %v", got, err)
+				}
+				if took := time.Since(began); took > 100*time.Millisecond {
+					t.Errorf("it took %s", took)
+				}
+				for _, wrong := range w.audit(p) {
+					t.Error(wrong)
+				}
+				p.end()
+			})
+		})
+	}
+}
+
 // TestNodeAway starts a server while its node does not answer: nothing is
 // stopped, and all is settled when the node is back.
 func TestNodeAway(t *testing.T) {

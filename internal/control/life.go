@@ -126,15 +126,35 @@ func (c *Controller) Connect(ctx context.Context, team hearth.TeamID, id hearth.
 			if !errors.Is(err, errMoved) {
 				return sb, err == nil, err
 			}
-		default: // wait until the call that is changing it has ended
-			unlock, err := c.lanes.Lock(ctx, id)
-			if err != nil {
+		default:
+			if err := c.outwait(ctx, id); err != nil {
 				return nil, false, err
 			}
-			unlock()
 		}
 	}
 	return nil, false, hearth.Errorf(hearth.FailedPrecondition, "Sandbox %q is still transitioning. Try again in a moment", id)
+}
+
+// outwait waits until the call that is changing a sandbox has ended. Where there
+// is none, because a crash cut it off, the sandbox is brought to an end of it at once.
+func (c *Controller) outwait(ctx context.Context, id hearth.SandboxID) error {
+	_, _, err := c.lanes.Share(ctx, lanes.Key{ID: id, Op: "outwait"}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
+		sb, err := c.store.Sandbox(ctx, id)
+		switch {
+		case missing(err):
+			return nil, nil, notFound(id)
+		case err != nil:
+			return nil, nil, err
+		case sb.State == hearth.Running || sb.State == hearth.Paused:
+			return sb, nil, nil // the caller looks again
+		}
+		if err := c.settleNow(ctx, id, nil); err != nil {
+			c.unclear.Add(id)
+			c.log.Warn("sandbox is not settled yet", "sandbox", id, "err", err)
+		}
+		return sb, nil, nil
+	})
+	return err
 }
 
 // leastWake is the least time that a sandbox lives which traffic woke.

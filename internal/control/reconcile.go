@@ -138,6 +138,11 @@ func (c *Controller) settle(ctx context.Context, id hearth.SandboxID, seen sight
 		return err
 	}
 	defer unlock()
+	return c.settleNow(ctx, id, seen)
+}
+
+// settleNow is settle for who holds the sandbox's lock.
+func (c *Controller) settleNow(ctx context.Context, id hearth.SandboxID, seen sighting) error {
 	sb, err := c.store.Sandbox(ctx, id)
 	if missing(err) {
 		c.table.Remove(id)

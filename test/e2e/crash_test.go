@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"database/sql"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -18,41 +20,6 @@ import (
 	"hearth/client"
 )
 
-// deed is a call that is cut short by the server's death, at every point of it.
-type deed struct {
-	name    string
-	prepare func(c *crashes) error // what has to be before it; is acknowledged
-	do      func(c *crashes) error
-	memory  bool // memory must outlive it, however far it came
-}
-
-func deeds() []deed {
-	nothing := func(*crashes) error { return nil }
-	return []deed{
-		{"pause", nothing, func(c *crashes) error { return c.api.Pause(c.t.Context(), c.sb.ID) }, true},
-		{"resume", func(c *crashes) error { return c.api.Pause(c.t.Context(), c.sb.ID) }, func(c *crashes) error {
-			_, err := c.api.Connect(c.t.Context(), c.sb.ID, time.Hour)
-			return err
-		}, true},
-		{"snapshot", nothing, func(c *crashes) error {
-			_, err := c.api.Snapshot(c.t.Context(), c.sb.ID, "")
-			return err
-		}, true},
-		{"fork", nothing, func(c *crashes) error {
-			forks, err := c.api.Fork(c.t.Context(), c.sb.ID, 1, time.Hour)
-			if err == nil {
-				err = forks[0].Err
-			}
-			return err
-		}, true},
-		{"rollback", nothing, func(c *crashes) error {
-			_, err := c.api.Rollback(c.t.Context(), c.sb.ID, c.kept)
-			return err
-		}, true},
-		{"pause of files", nothing, func(c *crashes) error { return c.api.PauseFiles(c.t.Context(), c.sb.ID) }, false},
-	}
-}
-
 // crashes is a server that dies on command, and one sandbox of it.
 type crashes struct {
 	t     *testing.T
@@ -63,6 +30,10 @@ type crashes struct {
 	lines []string        // of the sandbox's file; acknowledged
 	kept  string          // a snapshot of the sandbox
 	then  []string        // its file then
+	extra string          // another snapshot, of the deed's own
+	other *client.Sandbox // another sandbox, likewise
+	file  []byte          // the kept snapshot as it travels
+	rows  map[string]int  // of templates and builds, before any deed
 	gone  map[string]bool // machines of which nothing is left
 	ended <-chan struct{} // closed when the server's process is gone
 }
@@ -85,12 +56,15 @@ func TestKilledAtEveryPoint(t *testing.T) {
 	eventually(t, "the server is gone", func() bool { return syscall.Kill(pid, 0) != nil })
 	c := &crashes{t: t, s: s, order: order, api: s.client(t), gone: map[string]bool{}}
 	c.start()
-	c.sb = s.sandbox(t, client.CreateOptions{Timeout: time.Hour})
+	c.sb = s.sandbox(t, client.CreateOptions{Timeout: time.Hour, AutoPause: true})
 	c.write("first")
 	c.run("echo in memory > /dev/shm/word")
 	snap, err := c.api.Snapshot(t.Context(), c.sb.ID, "")
 	must(t, err)
 	c.kept, c.then = snap.ID, slices.Clone(c.lines)
+	var file bytes.Buffer
+	must(t, c.api.Export(t.Context(), c.kept, &file))
+	c.file, c.rows = file.Bytes(), c.imports()
 	type death struct {
 		deed
 		point string
@@ -231,6 +205,9 @@ func (c *crashes) kill(d deed, point string) bool {
 	if d.name == "rollback" && (err == nil || slices.Equal(c.read(), c.then)) {
 		c.lines = slices.Clone(c.then)
 	}
+	if d.look != nil {
+		d.look(c)
+	}
 	c.settle(d)
 	return died
 }
@@ -319,8 +296,16 @@ func (c *crashes) files() []string {
 			found = append(found, "files of snapshot "+id)
 		}
 	}
+	if got := c.imports(); !maps.Equal(got, c.rows) {
+		found = append(found, fmt.Sprintf("rows of an import: %v, were %v", got, c.rows))
+	}
 	tmp, _ := filepath.Glob(filepath.Join(c.s.data, "blobs", "tmp", "*"))
 	return append(found, tmp...)
+}
+
+// imports counts the rows that an import brings beside its snapshot's.
+func (c *crashes) imports() map[string]int {
+	return map[string]int{"templates": c.s.count(c.t, "templates", ""), "builds": c.s.count(c.t, "builds", "")}
 }
 
 // snapshotFiles are the snapshots of which a server has plain files, and whether
@@ -338,12 +323,16 @@ func snapshotFiles(s *server) map[string]bool {
 // row says whether a table of the server's database has a row.
 func (s *server) row(t *testing.T, table, id string) bool {
 	t.Helper()
+	return s.count(t, table, " WHERE id = ?", id) == 1
+}
+
+func (s *server) count(t *testing.T, table, where string, args ...any) (n int) {
+	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(s.data, "hearth.db")+"?mode=ro&_pragma=busy_timeout(5000)")
 	must(t, err)
 	defer db.Close()
-	n := 0
-	must(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM "+table+" WHERE id = ?", id).Scan(&n))
-	return n == 1
+	must(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM "+table+where, args...).Scan(&n))
+	return n
 }
 
 func (c *crashes) write(line string) {

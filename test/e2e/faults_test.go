@@ -159,6 +159,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	s.fullDiskCalls(t, sb, snap.ID)
+	t.Run("rollback", func(t *testing.T) { s.fullDiskRollback(t, sb, snap.ID) })
 	t.Run("create", func(t *testing.T) {
 		made, err := s.client(t).Create(t.Context(), client.CreateOptions{})
 		if err == nil {
@@ -237,6 +238,23 @@ func (s *server) fullDiskCalls(t *testing.T, sb *client.Sandbox, snapshot string
 			t.Errorf("%v, want a 429 that says why", err)
 		}
 	})
+}
+
+// fullDiskRollback takes the sandbox back, for which there may be just room enough: it
+// is what it was, or what it is to be, and says which. Afterwards no checkpoint of it
+// fits again.
+func (s *server) fullDiskRollback(t *testing.T, sb *client.Sandbox, snapshot string) {
+	want := "after\n"
+	sh(t, sb, "echo after > /tmp/when")
+	_, err := s.client(t).Rollback(t.Context(), sb.ID, snapshot)
+	if err == nil {
+		want = "none\n"
+	} else if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != 429 || !strings.Contains(e.Message, "disk is full") {
+		t.Errorf("%v, want a 429 that says why", err)
+	}
+	if out := sh(t, sb, "cat /tmp/kept; cat /tmp/when 2>/dev/null || echo none"); out != "kept\n"+want {
+		t.Errorf("after the rollback, which ended with %v, the files say %q", err, out)
+	}
 }
 
 // countBytes counts what is written to it.

@@ -185,3 +185,18 @@ func (r Rows) UpdateSnapshot(ctx context.Context, id hearth.SnapshotID, change f
 func (r Rows) DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error {
 	return r.around("row.snapshot", func() error { return r.Store.DeleteSnapshot(ctx, id) })
 }
+
+// CreateTemplate implements store.Templates.
+func (r Rows) CreateTemplate(ctx context.Context, t *hearth.Template) error {
+	return r.around("row.template", func() error { return r.Store.CreateTemplate(ctx, t) })
+}
+
+// DeleteTemplate implements store.Templates.
+func (r Rows) DeleteTemplate(ctx context.Context, id hearth.TemplateID) error {
+	return r.around("row.template", func() error { return r.Store.DeleteTemplate(ctx, id) })
+}
+
+// CreateBuild implements store.Builds.
+func (r Rows) CreateBuild(ctx context.Context, b *hearth.Build) error {
+	return r.around("row.build", func() error { return r.Store.CreateBuild(ctx, b) })
+}

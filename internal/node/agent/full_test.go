@@ -74,3 +74,38 @@ func TestFullDiskMakesRoom(t *testing.T) {
 		})
 	}
 }
+
+// TestRollbackOnAFullDisk: the sandbox goes on where it was, the error says why, and
+// with room the same rollback succeeds.
+func TestRollbackOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.open(agent.Config{})
+		req := w.request()
+		w.start(a, req)
+		w.poke(a, req, "before")
+		snap, err := a.Snapshot(t.Context(), req.Sandbox.ID, node.SnapshotRequest{Into: hearth.NewSnapshotID()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.poke(a, req, "after")
+		w.on(func(_ context.Context, op string) error {
+			if op == "driver.start" {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		back := req
+		back.Sandbox.Generation, back.Restore, back.Revert = 2, snap, true
+		_, err = a.Start(t.Context(), back)
+		if hearth.KindOf(err) != hearth.ResourceExhausted || !strings.Contains(err.Error(), "disk is full") {
+			t.Errorf("the rollback: %v", err)
+		}
+		w.wantWord(a, req, "after")
+		w.wantHeld(1)
+		w.on(nil)
+		w.start(a, back)
+		w.wantWord(a, req, "before")
+		w.shutdown(a)
+	})
+}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"math"
 	"os"
 	"time"
 
@@ -22,10 +23,7 @@ func (a *Agent) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRe
 		return nil, err
 	}
 	if b != nil {
-		snap, err = a.pause(ctx, b, req, unlock)
-		if a.madeRoom(ctx, b, err) {
-			snap, err = a.pause(ctx, b, req, unlock)
-		}
+		snap, err = a.roomy(ctx, b, func() (*hearth.Snapshot, error) { return a.pause(ctx, b, req, unlock) })
 		if err == nil {
 			return snap, nil
 		}
@@ -36,18 +34,26 @@ func (a *Agent) Pause(ctx context.Context, id hearth.SandboxID, req node.PauseRe
 	return snap, err
 }
 
-// madeRoom reports whether a checkpoint that failed on a full disk, and whose
-// sandbox runs on, may be tried once more: plain files of other snapshots, which
-// are a cache, are given up for it. The caller holds the sandbox's lock.
-func (a *Agent) madeRoom(ctx context.Context, b *box, why error) bool {
-	if why == nil || hearth.KindOf(why) != hearth.ResourceExhausted || a.box(b.id) != b {
-		return false
+// roomy takes a checkpoint of b, and takes it once more when the disk was full but the
+// sandbox runs on: plain files of other snapshots, which are a cache, are given up for
+// it. First as many as the machine has in memory, which is about what is written, and
+// then all that there are. The caller holds the sandbox's lock.
+func (a *Agent) roomy(ctx context.Context, b *box, take func() (*hearth.Snapshot, error)) (*hearth.Snapshot, error) {
+	snap, err := take()
+	for round := 0; round < 2 && err != nil && hearth.KindOf(err) == hearth.ResourceExhausted && a.box(b.id) == b; round++ {
+		enough := int64(math.MaxInt64)
+		if u, err := b.mc.live.Usage(ctx); err == nil && round == 0 {
+			enough = u.Memory
+		}
+		freed, ferr := a.shelf.MakeRoom(ctx, enough)
+		if freed > 0 || ferr != nil {
+			a.log.Warn("the disk is full: plain files of packed snapshots were removed", "bytes", freed, "err", ferr)
+		}
+		if freed > 0 {
+			snap, err = take()
+		}
 	}
-	freed, err := a.shelf.MakeRoom(ctx)
-	if freed > 0 || err != nil {
-		a.log.Warn("the disk is full: plain files of packed snapshots were removed", "bytes", freed, "err", err)
-	}
-	return freed > 0
+	return snap, err
 }
 
 // Snapshot writes a sandbox's state and lets it go on. Asked again with the same
@@ -62,11 +68,7 @@ func (a *Agent) Snapshot(ctx context.Context, id hearth.SandboxID, req node.Snap
 	case snap != nil:
 		return snap, nil
 	case b != nil:
-		snap, err = a.snapshot(ctx, b, req)
-		if a.madeRoom(ctx, b, err) {
-			return a.snapshot(ctx, b, req)
-		}
-		return snap, err
+		return a.roomy(ctx, b, func() (*hearth.Snapshot, error) { return a.snapshot(ctx, b, req) })
 	}
 	return nil, notFound(id)
 }

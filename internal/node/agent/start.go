@@ -358,7 +358,7 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 		{"machine", func() error {
 			live, err := d.Start(ctx, spec)
 			if err != nil {
-				return err
+				return shelf.DiskError(err, "the machine cannot be started")
 			}
 			mc.live, mc.rec.Handle = live, live.Handle()
 			a.watch(mc)

@@ -3,6 +3,8 @@ package shelf
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"errors"
 	"io"
 
 	"hearth/internal/hearth"
@@ -23,20 +25,16 @@ func (s *Shelf) Annotate(ctx context.Context, id hearth.SnapshotID, name string,
 	if len(note) > maxNote {
 		return hearth.Errorf(hearth.ResourceExhausted, "a note of %d bytes is more than the %d that are kept", len(note), maxNote)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	g, err := s.load(ctx)
-	if err != nil {
+	writer := "noting " + rand.Text()               // many may at once
+	if err := s.Hold(ctx, writer, id); err != nil { // or it would be left when everything else goes
 		return err
-	}
-	if _, there := g.nodes[id]; !there { // or it would be left when everything else goes
-		return hearth.Errorf(hearth.NotFound, "snapshot %s not found", id)
 	}
 	key := prefix(id) + notePrefix + name
-	if err := s.blobs.Delete(ctx, key); err != nil {
-		return err
+	err := s.blobs.Delete(ctx, key)
+	if err == nil {
+		err = DiskError(s.blobs.Put(ctx, key, bytes.NewReader(note), int64(len(note))), "a note cannot be kept")
 	}
-	return DiskError(s.blobs.Put(ctx, key, bytes.NewReader(note), int64(len(note))), "a note cannot be kept")
+	return errors.Join(err, s.Release(context.WithoutCancel(ctx), writer))
 }
 
 // Note reads a note as it stands. NotFound when there is none.

@@ -208,12 +208,13 @@ func (s *Shelf) settle(ctx context.Context, id hearth.SnapshotID, err error) ([]
 	return s.reap(ctx, s.graph, n.parent)
 }
 
-// MakeRoom deletes all plain files that are packed and not in use, for somebody
-// whose disk is full. It returns how many bytes they had; what the archive is not
-// seen to have stays.
-func (s *Shelf) MakeRoom(ctx context.Context) (freed int64, err error) {
+// MakeRoom deletes plain files that are packed and not in use, for somebody whose
+// disk is full: those that were not used for longest, until it is enough bytes or
+// there are no more. It returns how many they had; what the archive is not seen to
+// have stays.
+func (s *Shelf) MakeRoom(ctx context.Context, enough int64) (freed int64, err error) {
 	before := s.plainBytes()
-	err = s.evict(ctx, 0)
+	err = s.evict(ctx, max(before-enough, 0))
 	return before - s.plainBytes(), err
 }
 

@@ -5,8 +5,10 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -359,11 +361,11 @@ func TestFullDisk(t *testing.T) {
 	}
 	// Room that is asked for is made of what the archive has and nobody uses.
 	p.lay("m", s1)
-	if freed, err := p.shelf.MakeRoom(t.Context()); err != nil || freed != 0 || !p.has("s1") {
+	if freed, err := p.shelf.MakeRoom(t.Context(), math.MaxInt64); err != nil || freed != 0 || !p.has("s1") {
 		t.Fatalf("%d bytes were freed of what is in use, %v", freed, err)
 	}
 	p.release("m")
-	if freed, err := p.shelf.MakeRoom(t.Context()); err != nil || freed != 1<<20 || p.has("s1") || !p.has("s2") {
+	if freed, err := p.shelf.MakeRoom(t.Context(), math.MaxInt64); err != nil || freed != 1<<20 || p.has("s1") || !p.has("s2") {
 		t.Fatalf("%d bytes were freed, %v; want those of the packed snapshot alone", freed, err)
 	}
 	p.put("s4", "", blobtest.Noise(1<<19, 4))
@@ -379,5 +381,42 @@ func TestFullDisk(t *testing.T) {
 	}
 	if got, err := p.lay("m", s1); err != nil || got != string(pages) {
 		t.Fatalf("laid %d bytes, %v", len(got), err)
+	}
+}
+
+// TestMakeRoomForEnough: of many plain files that could go, those go that were not
+// used for longest, and no more than are needed.
+func TestMakeRoomForEnough(t *testing.T) {
+	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+	snaps := map[hearth.SnapshotID]*hearth.Snapshot{}
+	for n, id := range []hearth.SnapshotID{"s1", "s2", "s3", "s4"} {
+		snaps[id] = p.put(id, "", blobtest.Noise(100_000, uint64(n)))
+	}
+	p.tidy()
+	for _, id := range []hearth.SnapshotID{"s3", "s1"} { // s2 and s4 were never used, s3 before s1
+		if _, err := p.lay("m", snaps[id]); err != nil {
+			t.Fatal(err)
+		}
+		p.release("m")
+	}
+	for _, step := range []struct {
+		enough, freed int64
+		left          []hearth.SnapshotID
+	}{
+		{0, 0, []hearth.SnapshotID{"s1", "s2", "s3", "s4"}},
+		{100_001, 200_000, []hearth.SnapshotID{"s1", "s3"}},
+		{1, 100_000, []hearth.SnapshotID{"s1"}},
+		{1 << 40, 100_000, nil},
+		{1 << 40, 0, nil},
+	} {
+		freed, err := p.shelf.MakeRoom(t.Context(), step.enough)
+		if err != nil || freed != step.freed {
+			t.Errorf("for %d bytes %d were freed, %v; want %d", step.enough, freed, err, step.freed)
+		}
+		for id := range snaps {
+			if p.has(id) != slices.Contains(step.left, id) {
+				t.Errorf("after room for %d bytes %s is there: %t", step.enough, id, p.has(id))
+			}
+		}
 	}
 }
