@@ -37,7 +37,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/auth"
-	"hearth/internal/blob/chunkblob"
 	"hearth/internal/blob/fileblob"
 	"hearth/internal/builder"
 	"hearth/internal/config"
@@ -81,6 +80,8 @@ type App struct {
 	db      *sqlstore.Store
 	blobs   *fileblob.Store
 	shelf   *shelf.Shelf
+	plain   string          // directory of plain files in memory; empty: they are in the data directory
+	temp    string          // directory of files that become parts of snapshots
 	drivers []driver.Driver // every one of this build, be it able to run here or not
 	choice  *choice
 	network *slots
@@ -147,37 +148,6 @@ func (a *App) openStores(ctx context.Context) (err error) {
 		return err
 	}
 	return a.openShelf()
-}
-
-// packAfter is how old a snapshot is when it is packed: most that are resumed
-// are resumed before.
-const packAfter = 30 * time.Second
-
-func (a *App) openShelf() error {
-	c := a.cfg.Snapshots
-	var key *chunkblob.Key
-	if c.KeyFile != "" {
-		var err error
-		if key, err = chunkblob.LoadKey(c.KeyFile); err != nil {
-			return hearth.Wrap(hearth.InvalidArgument, err, "snapshots.key_file: %s", err)
-		}
-	}
-	dir := c.Dir
-	if dir == "" {
-		dir = a.path("archive")
-	}
-	packs, err := fileblob.Open(dir)
-	if err != nil {
-		return err
-	}
-	archive, err := chunkblob.New(packs, packs.Temp(), key)
-	if err != nil {
-		return err
-	}
-	a.shelf = shelf.New(faultyBlobs(a.blobs)).WithArchive(shelf.Packing{
-		Archive: archive, Cache: int64(c.CacheMiB) << 20, After: packAfter, Log: a.opts.Log,
-	})
-	return nil
 }
 
 // openAuth makes the first team and its key on the first start.
@@ -259,7 +229,7 @@ func (a *App) openNode(ctx context.Context) error {
 		return err
 	}
 	a.agent = agent.New(agent.Config{
-		Node: nodeID, Dir: a.path("node"), DNS: nameServers(a.cfg, "/etc/resolv.conf"),
+		Node: nodeID, Dir: a.path("node"), Plain: a.plain, DNS: nameServers(a.cfg, "/etc/resolv.conf"),
 		Driver: a.choice.offers[0], Offers: a.choice.offers[1:],
 		Total:  capacity(a.cfg.Node.Overcommit),
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
@@ -339,7 +309,7 @@ func (a *App) openControl(ctx context.Context) error {
 		return err
 	}
 	a.travel = travel.New(a.control.Archive(), a.db, &courier.Courier{
-		Shelf: a.shelf, Key: key, Tmp: a.blobs.Temp(), Limit: travel.MaxBytes,
+		Shelf: a.shelf, Key: key, Tmp: a.temp, Limit: travel.MaxBytes,
 	}, time.Now)
 	a.compare = compare.New(a.control.Archive(), a.db, inventory.New(inventory.Deps{
 		Agent: a.agent, Shelf: a.shelf, Log: a.opts.Log,

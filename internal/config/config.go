@@ -92,7 +92,8 @@ func DriverNames() []string { return []string{"firecracker", "qemu", "gvisor"} }
 type Snapshots struct {
 	Dir      string `yaml:"dir"`       // directory of the compressed files; empty: DATA/archive
 	CacheMiB int    `yaml:"cache_mib"` // plain files kept beside them, from which machines start at once
-	KeyFile  string `yaml:"key_file"`  // file of 64 hexadecimal digits, mode 0600: encrypts the compressed files
+	KeyFile  string `yaml:"key_file"`  // file of 64 hexadecimal digits, mode 0600: encrypts the compressed files, and keeps plain ones off the disk
+	PlainDir string `yaml:"plain_dir"` // with a key: where in memory the plain files are; empty: /dev/shm
 }
 
 // Network is the machines' network on this host.
@@ -234,10 +235,13 @@ func (c *Config) validateNode() error {
 }
 
 func (c *Config) validateNetwork() error {
-	for key, path := range map[string]string{"snapshots.dir": c.Snapshots.Dir, "snapshots.key_file": c.Snapshots.KeyFile} {
+	for key, path := range map[string]string{"snapshots.dir": c.Snapshots.Dir, "snapshots.key_file": c.Snapshots.KeyFile, "snapshots.plain_dir": c.Snapshots.PlainDir} {
 		if path != "" && !filepath.IsAbs(path) {
 			return invalid(key, "%q must be an absolute path", path)
 		}
+	}
+	if c.Snapshots.PlainDir != "" && c.Snapshots.KeyFile == "" {
+		return invalid("snapshots.plain_dir", "%q is for what snapshots.key_file encrypts, and there is none", c.Snapshots.PlainDir)
 	}
 	p, err := netip.ParsePrefix(c.Network.Prefix)
 	if err != nil || !p.Addr().Is4() || p.Bits() > 24 {

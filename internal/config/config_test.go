@@ -76,6 +76,8 @@ func TestRefusals(t *testing.T) {
 		{"bad name", "templates: [{name: 'A b', tar: /x}]", "", "templates.name"},
 		{"twice", "templates: [{name: base, tar: /x}]", "", "twice"},
 		{"level", "log: {level: loud}", "", "log.level"},
+		{"memory without a key", "snapshots: {plain_dir: /dev/shm}", "", "snapshots.plain_dir"},
+		{"relative memory", "snapshots: {plain_dir: shm, key_file: /k}", "", "snapshots.plain_dir"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var env []string

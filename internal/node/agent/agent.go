@@ -43,6 +43,7 @@ import (
 type Config struct {
 	Node   hearth.NodeID
 	Dir    string   // absolute; made by Open
+	Plain  string   // likewise, for what checkpoints consist of; empty: Dir
 	Driver string   // boots sandboxes that ask for none and that no snapshot restores; default: the only driver
 	Offers []string // what other drivers a new sandbox may ask for; the rest restores what it wrote before
 	DNS    []string // name servers of every sandbox

@@ -199,6 +199,7 @@ func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	var errs []error
 	for _, d := range []string{"run", "restore", "checkpoint"} {
 		errs = append(errs, os.RemoveAll(a.dir(d, mc.id())))
+		errs = append(errs, os.RemoveAll(filepath.Join(a.cfg.Dir, d, mc.id()))) // of before there was another place
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -250,5 +251,9 @@ func (a *Agent) buryZombies(ctx context.Context) {
 
 // dir returns a path below the data directory.
 func (a *Agent) dir(elem ...string) string {
-	return filepath.Join(append([]string{a.cfg.Dir}, elem...)...)
+	root := a.cfg.Dir
+	if elem[0] == "restore" || elem[0] == "checkpoint" {
+		root = cmp.Or(a.cfg.Plain, root)
+	}
+	return filepath.Join(append([]string{root}, elem...)...)
 }

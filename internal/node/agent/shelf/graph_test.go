@@ -69,6 +69,7 @@ type model struct {
 	snaps map[hearth.SnapshotID]*modelSnap
 	gone  map[hearth.SnapshotID]*hearth.Snapshot // parents of those, perhaps kept until they are packed
 	packs bool                                   // there is an archive
+	how   shelf.Packing
 	holds map[string]hearth.SnapshotID
 	count int
 	limit int64 // bytes of plain files
@@ -98,6 +99,21 @@ func (m *model) tidy(rt *rapid.T) {
 	m.do(rt, func() error { return m.shelf.Tidy(m.t.Context()) })
 }
 
+// reboot loses what is in memory.
+func (m *model) reboot(rt *rapid.T) {
+	if !m.how.AtOnce {
+		rt.Skip("all is on disk")
+	}
+	m.store.left, m.store.dead = -1, false
+	for info, err := range m.store.List(m.t.Context(), "") {
+		m.must(err)
+		if shelf.Volatile(info.Key) {
+			m.must(m.store.Delete(m.t.Context(), info.Key))
+		}
+	}
+	m.reopen()
+}
+
 type modelSnap struct {
 	put     *hearth.Snapshot
 	content string
@@ -107,12 +123,15 @@ type modelSnap struct {
 // TestReferences does random things to a shelf, dies at random points, and
 // compares what is left with a model: what can be reached is whole, and of what
 // cannot nothing is left.
-func TestReferences(t *testing.T) { references(t, false) }
+func TestReferences(t *testing.T) { references(t, shelf.Packing{}, false) }
 
 // TestReferencesWithAnArchive also packs, evicts, unpacks and collects.
-func TestReferencesWithAnArchive(t *testing.T) { references(t, true) }
+func TestReferencesWithAnArchive(t *testing.T) { references(t, shelf.Packing{}, true) }
 
-func references(t *testing.T, packs bool) {
+// TestReferencesInMemory also loses the plain files, as a reboot does.
+func TestReferencesInMemory(t *testing.T) { references(t, shelf.Packing{AtOnce: true}, true) }
+
+func references(t *testing.T, how shelf.Packing, packs bool) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir := t.TempDir()
 		if shm, err := os.MkdirTemp("/dev/shm", "hearth-test-"); err == nil { // where a sync costs nothing
@@ -123,11 +142,11 @@ func references(t *testing.T, packs bool) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		m := &model{t: t, rt: rt, dir: dir, store: &cut{Store: files}, packs: packs, snaps: map[hearth.SnapshotID]*modelSnap{}, gone: map[hearth.SnapshotID]*hearth.Snapshot{}, holds: map[string]hearth.SnapshotID{}}
+		m := &model{t: t, rt: rt, dir: dir, store: &cut{Store: files}, packs: packs, how: how, snaps: map[hearth.SnapshotID]*modelSnap{}, gone: map[hearth.SnapshotID]*hearth.Snapshot{}, holds: map[string]hearth.SnapshotID{}}
 		m.reopen()
 		rt.Repeat(map[string]func(*rapid.T){
-			"tidy": m.tidy,
-			"put":  m.put, "remove": m.remove, "hold": m.hold, "release": m.release, "restart": func(*rapid.T) { m.reopen() }, "": m.check,
+			"tidy": m.tidy, "reboot": m.reboot,
+			"put": m.put, "remove": m.remove, "hold": m.hold, "release": m.release, "restart": func(*rapid.T) { m.reopen() }, "": m.check,
 		})
 		m.empty()
 	})
@@ -140,7 +159,8 @@ func (m *model) reopen() {
 	if m.packs {
 		a, err := chunkblob.New(m.store, m.temp(), nil)
 		m.must(err)
-		m.shelf.WithArchive(shelf.Packing{Archive: a, Cache: m.limit, Log: slog.New(slog.DiscardHandler)})
+		m.how.Archive, m.how.Cache, m.how.Log = a, m.limit, slog.New(slog.DiscardHandler)
+		m.shelf.WithArchive(m.how)
 	}
 	for holder, id := range m.holds {
 		m.must(m.shelf.Hold(m.t.Context(), holder, id))

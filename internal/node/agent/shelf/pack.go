@@ -65,6 +65,8 @@ func (s *Shelf) Tidy(ctx context.Context) error {
 // collect makes the archive forget what no snapshot needs. What is put on the
 // shelf from here on is packed later.
 func (s *Shelf) collect(ctx context.Context) error {
+	s.archiving.Lock()
+	defer s.archiving.Unlock()
 	keep := s.wanted()
 	if keep == nil {
 		return nil
@@ -167,8 +169,36 @@ func (s *Shelf) pack(ctx context.Context, id hearth.SnapshotID) error {
 		}
 	}
 	s.mu.Unlock()
+	return s.archive(ctx, id, n.files, like)
+}
+
+// packNew packs a snapshot that is not on the shelf yet.
+func (s *Shelf) packNew(ctx context.Context, snap *hearth.Snapshot) error {
+	s.mu.Lock()
+	g, err := s.load(ctx)
+	var like []string
+	if err == nil {
+		for _, f := range g.nodes[snap.Parent].files {
+			like = append(like, f.SHA256)
+		}
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := s.archive(ctx, snap.ID, snap.Files, like); err != nil {
+		s.mu.Lock()
+		s.graph.garbage = true // some of it may be there
+		s.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+// archive puts files into the archive and marks their snapshot as packed.
+func (s *Shelf) archive(ctx context.Context, id hearth.SnapshotID, list []hearth.File, like []string) error {
 	var files []blob.Source
-	for _, f := range n.files {
+	for _, f := range list {
 		path, err := s.blobs.Path(ctx, f.Blob)
 		if err != nil {
 			return err

@@ -18,6 +18,9 @@
 // which may go when it is too big and nobody uses them, and come back, verified,
 // when the snapshot is laid out again.
 //
+// Where plain files must not be on a disk, they may lie in memory: see Volatile and
+// Packing.AtOnce. Then a snapshot is in the archive before it is on the shelf.
+//
 // One Shelf at a time may change the snapshots of a store; others may read.
 package shelf
 
@@ -94,6 +97,7 @@ type Shelf struct {
 
 	packing    Packing // no archive: nothing is packed
 	now        func() time.Time
+	archiving  sync.Mutex    // nothing is collected between the packing of a snapshot that is new and its entry
 	rebuilding chan struct{} // holds a token: files are unpacked one after the other
 	wake       chan struct{}
 
@@ -115,6 +119,7 @@ type Packing struct {
 	Archive blob.Archive
 	Cache   int64         // bytes of plain files beyond which those that are not in use go
 	After   time.Duration // how old a snapshot must be: many are resumed and removed soon
+	AtOnce  bool          // Put packs, for the plain files do not outlive the host
 	Log     *slog.Logger
 }
 
@@ -122,6 +127,14 @@ type Packing struct {
 func (s *Shelf) WithArchive(p Packing) *Shelf {
 	s.packing = p
 	return s
+}
+
+// Volatile reports whether a blob of a snapshot can be made again from the
+// archive, or is not needed: its files and notes, all but what says what it is.
+// These hold what was in the sandbox.
+func Volatile(key string) bool {
+	_, name, ok := split(key)
+	return ok && name != manifestName && name != removedName && name != packedName
 }
 
 func prefix(id hearth.SnapshotID) string { return root + string(id) + "/" }
@@ -187,6 +200,14 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 	if err != nil {
 		return err
 	}
+	atOnce := s.packing.Archive != nil && s.packing.AtOnce
+	if atOnce {
+		s.archiving.Lock()
+		defer s.archiving.Unlock()
+		if err := s.packNew(ctx, &m.Snapshot); err != nil {
+			return DiskError(err, "the snapshot cannot be packed")
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, err := s.load(ctx)
@@ -195,7 +216,7 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 	}
 	// In the graph before it is on disk: an error may come after the write.
 	id := m.Snapshot.ID
-	g.add(id, s.node(&m.Snapshot, marks{raw: true, removed: holder != "", entered: s.now()}))
+	g.add(id, s.node(&m.Snapshot, marks{raw: true, packed: atOnce, removed: holder != "", entered: s.now()}))
 	if holder != "" {
 		g.holders[holder] = id
 		g.held[id]++
