@@ -2,6 +2,7 @@ package blob
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 )
@@ -26,6 +27,32 @@ type Reader interface {
 	io.ReaderAt
 	io.Closer
 	Size() int64
+}
+
+// Loan is a packed file for a process that has no more of the archive than this.
+type Loan struct {
+	Size   int64      // of the file
+	Layout []byte     // what lies where, in the form of the archive; it holds the keys of Files, if these are encrypted
+	Files  []*os.File // open for reading
+}
+
+// Close closes the descriptors.
+func (l Loan) Close() error {
+	var errs []error
+	for _, f := range l.Files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// A Lender is an Archive of which other processes can read a file. What was lent
+// can be read to its end, whatever becomes of the archive and of this process.
+type Lender interface {
+	Archive
+
+	// Lend opens a file for another process. An archive that has files elsewhere
+	// says Unimplemented. What is lent was not read yet: its reader compares it.
+	Lend(ctx context.Context, sha256 string) (Loan, error)
 }
 
 // Archive keeps big files compressed, and what is equal in files that are like

@@ -58,7 +58,7 @@ func Noise(n int, seed uint64) []byte {
 }
 
 // NewSource writes a file.
-func NewSource(t *testing.T, content []byte) blob.Source {
+func NewSource(t testing.TB, content []byte) blob.Source {
 	t.Helper()
 	path := filepath.Join(TempDir(t), "file")
 	ok(t, os.WriteFile(path, content, 0o600))

@@ -44,7 +44,7 @@ func RunLocal(t *testing.T, open func(t *testing.T) blob.Local) {
 	t.Run("adopt what is no file", func(t *testing.T) { adoptOther(t, open(t)) })
 }
 
-func ok(t *testing.T, err error) {
+func ok(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -99,11 +99,19 @@ func New(blobs blob.Store, tmp string, key *Key) (*Store, error) {
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no compressor")
 	}
+	dec, err := newDecoder()
+	if err != nil {
+		return nil, err
+	}
+	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec, needs: map[string][]string{}}, nil
+}
+
+func newDecoder() (*zstd.Decoder, error) {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*maxChunk), zstd.WithDecoderMaxWindow(1<<20))
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no decompressor")
 	}
-	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec, needs: map[string][]string{}}, nil
+	return dec, nil
 }
 
 // Stat implements blob.Archive.

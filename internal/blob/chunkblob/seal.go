@@ -99,10 +99,19 @@ func (s *Store) newHeader(magic string) (header, cipher.AEAD, error) {
 	return h, aead, err
 }
 
-func (k *Key) aead(salt [32]byte) (cipher.AEAD, error) {
+// own is the key of one object.
+func (k *Key) own(salt [32]byte) ([]byte, error) {
 	own, err := hkdf.Key(sha256.New, k.secret, salt[:], "hearth chunk store object", KeyBytes)
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "the key cannot be used")
+	}
+	return own, nil
+}
+
+func (k *Key) aead(salt [32]byte) (cipher.AEAD, error) {
+	own, err := k.own(salt)
+	if err != nil {
+		return nil, err
 	}
 	block, err := aes.NewCipher(own)
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/klauspost/compress/zstd"
+
 	"hearth/internal/blob"
 	"hearth/internal/hearth"
 )
@@ -129,11 +131,16 @@ func (p *packs) chunk(ctx context.Context, i int) ([]byte, error) {
 		return nil, hearth.Wrap(hearth.Unavailable, err, "the blob store cannot be read")
 	}
 	p.next += int64(e.stored)
-	return p.decode(e, aead)
+	data, err := e.open(p.raw, p.out, aead, p.s.dec)
+	if e.codec == zstd1 && err == nil {
+		p.out = data
+	}
+	return data, err
 }
 
-func (p *packs) decode(e extent, aead cipher.AEAD) ([]byte, error) {
-	data := p.raw
+// open makes a chunk of what is stored of it, in the memory of raw or of out.
+func (e extent) open(raw, out []byte, aead cipher.AEAD, dec *zstd.Decoder) ([]byte, error) {
+	data := raw
 	var err error
 	if aead != nil {
 		if data, err = aead.Open(data[:0], nonceAt(e.at), data, nil); err != nil {
@@ -141,10 +148,9 @@ func (p *packs) decode(e extent, aead cipher.AEAD) ([]byte, error) {
 		}
 	}
 	if e.codec == zstd1 {
-		if p.out, err = p.s.dec.DecodeAll(data, p.out[:0]); err != nil {
+		if data, err = dec.DecodeAll(data, out[:0]); err != nil {
 			return nil, errDamaged
 		}
-		data = p.out
 	}
 	if len(data) != int(e.length) {
 		return nil, errDamaged
