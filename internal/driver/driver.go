@@ -12,6 +12,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"hearth/internal/hearth"
@@ -50,6 +51,7 @@ type Capabilities struct {
 	MemorySnapshot bool             // Checkpoint keeps memory and processes
 	FileSnapshot   bool             // machines are FileKeepers
 	SharedMemory   bool             // machines of one checkpoint that stands alone share the memory they only read
+	PackedFile     string           // the file of its checkpoints that Start takes in Checkpoint.Packed, too; empty: none
 	LearnsPages    bool             // machines start sooner once one of their checkpoint was used: what it wrote to first is read in advance
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
@@ -136,6 +138,10 @@ type Checkpoint struct {
 	Dir    string   `json:"-"`     // where the files are now; absolute
 	Files  []string `json:"files"` // plain names in Dir
 
+	// Packed are those of Files that are not in Dir, by name: Start reads of them
+	// what it needs, when it needs it. Only what Capabilities.PackedFile names.
+	Packed map[string]Packed `json:"-"`
+
 	// FilesOnly says that there is no memory in it: a machine started from it boots.
 	FilesOnly bool `json:"files_only,omitempty"`
 
@@ -145,6 +151,17 @@ type Checkpoint struct {
 	// they are while this one, or a machine started from it, exists. Nil: this
 	// one stands alone.
 	Base *Checkpoint `json:"-"`
+}
+
+// Packed is a file that lies in an archive, or farther away.
+type Packed interface {
+	Size() int64
+
+	// Lend opens the file for a process that has nothing else: what it is told, which
+	// may hold secrets, and descriptors, which the caller closes. That process can
+	// read the file to its end, whatever becomes of this one. Every byte it reads is
+	// verified by then, and not before.
+	Lend(ctx context.Context) (layout []byte, files []*os.File, err error)
 }
 
 // MaxLayers is how many checkpoints may lie on each other, the lowest counted: a

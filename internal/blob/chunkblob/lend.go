@@ -167,22 +167,6 @@ func (b *Borrowed) Close() error {
 	return blob.Loan{Files: b.packs}.Close()
 }
 
-// Data lists what of the file is no hole: starts and ends, ascending.
-func (b *Borrowed) Data() ([][2]int64, error) {
-	var list [][2]int64
-	for i, e := range b.ix.extents {
-		start, end := b.starts[i], b.starts[i]+int64(e.length)
-		switch n := len(list); {
-		case e.hole():
-		case n > 0 && list[n-1][1] == start:
-			list[n-1][1] = end
-		default:
-			list = append(list, [2]int64{start, end})
-		}
-	}
-	return list, nil
-}
-
 // ReadAt implements blob.Reader.
 func (b *Borrowed) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/firecracker/pager"
 	"hearth/internal/driver/firecracker/vmm"
 	"hearth/internal/driver/microvm"
 	"hearth/internal/driver/microvm/channel"
@@ -22,17 +23,18 @@ import (
 )
 
 // Files of a checkpoint: Firecracker's state of devices and processors; the
-// memory, whole, or with holes where it is as in the checkpoint below; the disk;
-// and what the machine was made of.
+// memory; which pages of it are the checkpoint's own, and not as in the one below
+// (package pager); the disk; and what the machine was made of.
 const (
 	checkpointState    = "state"
 	checkpointMemory   = "memory"
 	checkpointDisk     = "disk"
+	checkpointPages    = "pages"
 	checkpointManifest = "machine.json"
 )
 
 func checkpointFiles() []string {
-	return []string{checkpointState, checkpointMemory, checkpointDisk, checkpointManifest}
+	return []string{checkpointState, checkpointMemory, checkpointPages, checkpointDisk, checkpointManifest}
 }
 
 // filesOnly are the files of a checkpoint without memory.
@@ -153,23 +155,36 @@ func (m *machine) checkpoint(ctx context.Context, dir string, kind vmm.SnapshotT
 		if info, err := f.Stat(); err != nil || info.Size() != int64(m.state.Resources.MemoryMiB)<<20 {
 			return fmt.Errorf("the monitor wrote %d bytes of memory (%w)", info.Size(), err)
 		}
-		if kind == vmm.Full {
-			return digHoles(f)
-		}
-		return nil
+		return m.writePages(f, filepath.Join(dir, checkpointPages), kind)
 	}); err != nil {
 		return err
 	}
 	if err := m.copyDisk(ctx, filepath.Join(dir, checkpointDisk)); err != nil {
 		return err
 	}
-	if err := syncFiles(dir, checkpointManifest, "."); err != nil {
+	if err := syncFiles(dir, checkpointPages, checkpointManifest, "."); err != nil {
 		return err
 	}
 	if kind == vmm.Diff {
 		return m.keepWritten(ctx, filepath.Join(dir, checkpointMemory))
 	}
 	return nil
+}
+
+// writePages notes which pages a memory has that the monitor has just written, and
+// gives back the space of what it need not have.
+func (m *machine) writePages(memory *os.File, to string, kind vmm.SnapshotType) error {
+	own := pager.AllPages(int64(m.state.Resources.MemoryMiB) << 20)
+	var err error
+	if kind == vmm.Full {
+		err = digHoles(memory)
+	} else {
+		own, err = pager.PagesOf(memory)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, own.Encode(), 0o600)
 }
 
 // layOut makes ready for a Diff: what was written before the last checkpoint is
@@ -254,7 +269,7 @@ func (m *machine) writeManifest(dir string, over *driver.Checkpoint) error {
 	}
 	man := manifest{ID: hex.EncodeToString(id), Fit: fit}
 	if over != nil {
-		below, err := readManifest(over.Dir, checkpointFiles())
+		below, err := readManifest(over.Dir, nil) // its memory may be packed
 		if err != nil {
 			return hearth.Wrap(hearth.FailedPrecondition, err, "the checkpoint that machine %s was restored from is gone", m.id)
 		}

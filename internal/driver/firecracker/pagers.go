@@ -35,8 +35,8 @@ func Main(args []string) bool { return pager.Main(args) }
 
 // startPager starts the process that will answer the machine's page faults. It is
 // in the machine's control group, under a user of its own.
-func (m *machine) startPager(o origin) error {
-	memory, err := openAll(o.from.memory)
+func (m *machine) startPager(ctx context.Context, o origin) error {
+	memory, err := openAll(ctx, o.from.memory)
 	defer closeAll(memory)
 	if err != nil {
 		return err

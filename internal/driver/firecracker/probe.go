@@ -58,7 +58,11 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 	if err != nil {
 		return driver.Capabilities{}, err
 	}
-	return driver.Capabilities{Isolation: hearth.HardwareVM, MemorySnapshot: true, FileSnapshot: true, SharedMemory: true, Tap: true, Key: h.key.String()}, nil
+	c := driver.Capabilities{Isolation: hearth.HardwareVM, MemorySnapshot: true, FileSnapshot: true, SharedMemory: true, Tap: true, Key: h.key.String()}
+	if canPage() {
+		c.PackedFile = checkpointMemory
+	}
+	return c, nil
 }
 
 // probe looks at the host until it has found everything once.

@@ -32,16 +32,85 @@ const (
 
 // restoration is a checkpoint that fits.
 type restoration struct {
-	guest  string   // guest image, absolute; empty: none
-	id     string   // of the checkpoint
-	memory []string // lowest first; none: of a checkpoint without memory, whose machine boots
+	guest  string  // guest image, absolute; empty: none
+	id     string  // of the checkpoint
+	memory []layer // lowest first; none: of a checkpoint without memory, whose machine boots
+}
+
+// layer is the memory of one checkpoint.
+type layer struct {
+	path   string
+	packed driver.Packed // nil: it is at path
+	pages  []byte        // those that it has, as the pager reads them
+}
+
+// memoryOf finds the memory of a checkpoint, which must be of size bytes.
+func memoryOf(c *driver.Checkpoint, size int64) (layer, error) {
+	l := layer{path: filepath.Join(c.Dir, checkpointMemory), packed: c.Packed[checkpointMemory]}
+	var has int64
+	if l.packed != nil {
+		has = l.packed.Size()
+	} else if info, err := os.Stat(l.path); err != nil {
+		return l, err
+	} else {
+		has = info.Size()
+	}
+	if has != size {
+		return l, fmt.Errorf("it has %d bytes", has)
+	}
+	f, err := os.Open(filepath.Join(c.Dir, checkpointPages))
+	if err != nil {
+		return l, err
+	}
+	defer f.Close()
+	if l.pages, err = io.ReadAll(io.LimitReader(f, pager.MaxPagesFile)); err != nil {
+		return l, err
+	}
+	_, err = pager.ParsePages(l.pages, size)
+	return l, err
+}
+
+// open opens it for a pager.
+func (l layer) open(ctx context.Context) (pager.Memory, error) {
+	if l.packed == nil {
+		f, err := os.Open(l.path)
+		return pager.Memory{File: f, Pages: l.pages}, err
+	}
+	layout, files, err := l.packed.Lend(ctx)
+	if err != nil {
+		return pager.Memory{}, err
+	}
+	m := pager.Memory{Pages: l.pages, Packed: true, Packs: files}
+	if m.File, err = secretFile(layout); err != nil {
+		return m, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// secretFile returns a file that lies nowhere: what is told of packed files may hold
+// their keys.
+func secretFile(content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("layout", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "layout")
+	if _, err := f.Write(content); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // boots says whether a machine boots: r is nil when it begins with an empty disk, too.
 func (r *restoration) boots() bool { return r == nil || len(r.memory) == 0 }
 
-// layered says whether memory lies in more than one file.
-func (r *restoration) layered() bool { return len(r.memory) > 1 }
+// scattered says whether memory is in any other form than one file of this host.
+func (r *restoration) scattered() bool { return len(r.memory) > 1 || r.packed() }
+
+// packed says whether some of it can be had by a pager only.
+func (r *restoration) packed() bool {
+	return slices.ContainsFunc(r.memory, func(l layer) bool { return l.packed != nil })
+}
 
 // examine refuses a checkpoint that does not fit this host or the spec, before
 // anything runs.
@@ -67,15 +136,17 @@ func (d *Driver) examine(h *host, spec driver.Spec) (*restoration, error) {
 		} else if man.ID != above.Base {
 			return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint lies over another one than it is given with")
 		}
-		memory := filepath.Join(c.Dir, checkpointMemory)
-		info, err := os.Stat(memory)
-		if err != nil || info.Size() != int64(spec.Resources.MemoryMiB)<<20 {
+		memory, err := memoryOf(c, int64(spec.Resources.MemoryMiB)<<20)
+		if err != nil {
 			return nil, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged: its memory is not of %d MiB", spec.Resources.MemoryMiB)
 		}
 		r.memory = append(r.memory, memory)
 		above = man
 		if man.Base == "" {
 			slices.Reverse(r.memory)
+			if r.packed() && !canPage() {
+				return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint's memory is packed, and this host has no %s to read it while the machine runs", userfaultDev)
+			}
 			return r, nil
 		}
 		if len(r.memory) == driver.MaxLayers {
@@ -94,7 +165,7 @@ func (h *host) readFitting(c *driver.Checkpoint) (manifest, error) {
 	if c.FilesOnly {
 		files = filesOnly()
 	}
-	man, err := readManifest(c.Dir, files)
+	man, err := readManifest(c.Dir, slices.DeleteFunc(files, func(name string) bool { return c.Packed[name] != nil }))
 	if err != nil {
 		return man, hearth.Wrap(hearth.Internal, err, "checkpoint is damaged")
 	}
@@ -148,16 +219,16 @@ func (d *Driver) furnishRestored(ctx context.Context, spec driver.Spec, o origin
 	if err := os.Chown(j.Path(diskFile), j.UID, j.UID); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "the disk cannot be given to machine %s", spec.ID)
 	}
-	if o.from.boots() || o.from.layered() && canPage() {
+	if o.from.boots() || o.from.scattered() && canPage() {
 		return nil // see load
 	}
-	if !o.from.layered() {
-		if err := j.Put(o.from.memory[0], memoryFile); err != nil {
+	if !o.from.scattered() {
+		if err := j.Put(o.from.memory[0].path, memoryFile); err != nil {
 			return hearth.Wrap(hearth.Internal, err, "memory cannot be put into the jail of machine %s", spec.ID)
 		}
 		return nil
 	}
-	if err := flatten(o.from.memory, j.Path(memoryFile), j.UID); err != nil {
+	if err := flatten(ctx, o.from.memory, j.Path(memoryFile), j.UID); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "memory of machine %s cannot be put together", spec.ID)
 	}
 	return nil
@@ -172,13 +243,13 @@ func canPage() bool {
 
 // flatten puts layered memory together in one file: what a host does that cannot
 // answer page faults.
-func flatten(memory []string, to string, uid int) error {
-	files, err := openAll(memory)
-	defer closeAll(files)
+func flatten(ctx context.Context, memory []layer, to string, uid int) error {
+	opened, err := openAll(ctx, memory)
+	defer closeAll(opened)
 	if err != nil {
 		return err
 	}
-	layers, err := pager.NewLayers(files)
+	layers, err := pager.Open(opened)
 	if err != nil {
 		return err
 	}
@@ -189,21 +260,21 @@ func flatten(memory []string, to string, uid int) error {
 	return errors.Join(layers.Flatten(f), f.Chown(uid, uid), f.Close())
 }
 
-func openAll(paths []string) ([]*os.File, error) {
-	var files []*os.File
-	for _, p := range paths {
-		f, err := os.Open(p)
+func openAll(ctx context.Context, memory []layer) ([]pager.Memory, error) {
+	var opened []pager.Memory
+	for _, l := range memory {
+		m, err := l.open(ctx)
 		if err != nil {
-			return files, err
+			return opened, err
 		}
-		files = append(files, f)
+		opened = append(opened, m)
 	}
-	return files, nil
+	return opened, nil
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close()
+func closeAll(opened []pager.Memory) {
+	for _, m := range opened {
+		_ = m.Close()
 	}
 }
 
@@ -218,8 +289,8 @@ func (m *machine) load(ctx context.Context, spec driver.Spec, o origin) error {
 	if spec.Net.Tap != "" {
 		req.NetworkOverrides = []vmm.NetworkOverride{{IfaceID: guestDevice, HostDevName: spec.Net.Tap}}
 	}
-	if o.from.layered() && canPage() {
-		if err := m.startPager(o); err != nil {
+	if o.from.scattered() && canPage() {
+		if err := m.startPager(ctx, o); err != nil {
 			return hearth.Wrap(hearth.Internal, err, "machine %s has no pager", m.id)
 		}
 		req.MemBackend = vmm.MemBackend{BackendType: vmm.Uffd, BackendPath: "/" + pagerSocket}

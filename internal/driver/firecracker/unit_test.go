@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hearth/internal/driver/firecracker/pager"
 	"hearth/internal/hearth"
 )
 
@@ -141,7 +142,7 @@ func TestDigHoles(t *testing.T) {
 func TestFlatten(t *testing.T) {
 	dir := t.TempDir()
 	const pages = 64
-	layer := func(name string, fill byte, which ...int) string {
+	write := func(name string, fill byte, which ...int) layer {
 		path := filepath.Join(dir, name)
 		f, err := os.Create(path)
 		if err != nil {
@@ -156,11 +157,15 @@ func TestFlatten(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return path
+		own, err := pager.PagesOf(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return layer{path: path, pages: own.Encode()}
 	}
-	layers := []string{layer("base", 1, 0, 1, 2, 3, 63), layer("second", 2, 1, 40), layer("third", 3, 3, 63)}
+	layers := []layer{write("base", 1, 0, 1, 2, 3, 63), write("second", 2, 1, 40), write("third", 3, 3, 63)}
 	to := filepath.Join(dir, "flat")
-	if err := flatten(layers, to, os.Getuid()); err != nil {
+	if err := flatten(t.Context(), layers, to, os.Getuid()); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(to)
@@ -172,7 +177,7 @@ func TestFlatten(t *testing.T) {
 			t.Errorf("page %d is %d, want %d", page, got[page*4096], want)
 		}
 	}
-	if err := flatten(append(layers, filepath.Join(dir, "gone")), to+"2", os.Getuid()); err == nil {
+	if err := flatten(t.Context(), append(layers, layer{path: filepath.Join(dir, "gone")}), to+"2", os.Getuid()); err == nil {
 		t.Error("a layer that is not there")
 	}
 }

@@ -24,7 +24,7 @@ const Name = "firecracker"
 
 // layout counts the changes to what a machine is made of, as a snapshot sees it:
 // names in the jail, the order of drives, the channel, what devices can do.
-const layout = 2
+const layout = 3
 
 // Key is a list of parts.
 type Key []part

@@ -5,50 +5,67 @@ import (
 	"fmt"
 	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
-// Layers is a machine's memory as several files of one size: the lowest holds all
-// of it, each next one what was written since, with holes where nothing was. It
-// is an io.ReaderAt that may be used from several goroutines.
+// Source is the content of one layer of a machine's memory, wherever it lies: in a
+// file of this host (File), in an archive (package chunkblob), or where somebody has
+// to be asked. ReadAt is called from several goroutines. It may be slow, for as long
+// as Config.Patience; what it returns was verified, or lies where nobody writes.
+type Source interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// File is a Source that is a plain file.
+type File struct{ *os.File }
+
+// Size implements Source; it is 0 for what is no file.
+func (f File) Size() int64 {
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// Layer is what a machine has written since the layer below.
+type Layer struct {
+	Source
+	Own Pages // those that it has; the lowest has all
+}
+
+// Layers is a machine's memory as several layers of one size. It is an io.ReaderAt
+// that may be used from several goroutines.
 type Layers struct {
 	size    int64
 	extents []extent // ascending, without gaps, from 0 to size
 }
 
-// extent is a piece of memory that lies in one file.
+// extent is a piece of memory that lies in one source.
 type extent struct {
 	start, end int64
-	file       *os.File
+	from       Source
 }
 
-// NewLayers reads the maps of the files, lowest first.
-func NewLayers(files []*os.File) (*Layers, error) {
-	if len(files) == 0 {
+// NewLayers lays layers over each other, lowest first.
+func NewLayers(layers []Layer) (*Layers, error) {
+	if len(layers) == 0 {
 		return nil, errors.New("no memory file")
 	}
-	info, err := files[0].Stat()
-	if err != nil {
-		return nil, err
-	}
-	l := &Layers{size: info.Size(), extents: []extent{{0, info.Size(), files[0]}}}
+	size := layers[0].Size()
+	l := &Layers{size: size, extents: []extent{{0, size, layers[0].Source}}}
 	if l.size == 0 || l.size%smallPage != 0 {
 		return nil, fmt.Errorf("memory of %d bytes is not of whole pages", l.size)
 	}
-	for _, f := range files[1:] {
-		info, err := f.Stat()
-		if err != nil {
-			return nil, err
+	for _, next := range layers[1:] {
+		if next.Size() != l.size || next.Own.count != l.size/smallPage {
+			return nil, fmt.Errorf("memory of %d bytes, with a list of %d pages, over one of %d", next.Size(), next.Own.count, l.size)
 		}
-		if info.Size() != l.size {
-			return nil, fmt.Errorf("memory of %d bytes over one of %d", info.Size(), l.size)
+		var above []extent
+		for _, run := range next.Own.runs() {
+			above = append(above, extent{run[0], run[1], next.Source})
 		}
-		data, err := dataOf(f, l.size)
-		if err != nil {
-			return nil, err
-		}
-		l.extents = lay(l.extents, data)
+		l.extents = lay(l.extents, above)
 	}
 	return l, nil
 }
@@ -56,41 +73,17 @@ func NewLayers(files []*os.File) (*Layers, error) {
 // Size is the memory's size in bytes.
 func (l *Layers) Size() int64 { return l.size }
 
-// dataOf lists the pieces of a file that are no holes.
-func dataOf(f *os.File, size int64) ([]extent, error) {
-	var list []extent
-	for at := int64(0); at < size; {
-		start, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		end, err := unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return nil, err
-		}
-		if end = min(end, size); end <= start {
-			break
-		}
-		list = append(list, extent{start, end, f})
-		at = end
-	}
-	return list, nil
-}
-
-// lay puts one file's pieces over what lies below. Both lists ascend.
+// lay puts one source's pieces over what lies below. Both lists ascend.
 func lay(below, above []extent) []extent {
 	out := make([]extent, 0, len(below)+2*len(above))
 	for _, b := range below {
 		for len(above) > 0 && above[0].start < b.end {
 			a := above[0]
 			if a.start > b.start {
-				out = append(out, extent{b.start, a.start, b.file})
+				out = append(out, extent{b.start, a.start, b.from})
 			}
 			upTo := min(a.end, b.end)
-			out = append(out, extent{max(a.start, b.start), upTo, a.file})
+			out = append(out, extent{max(a.start, b.start), upTo, a.from})
 			b.start = upTo
 			if a.end > b.end {
 				break // goes on over the next piece below
@@ -126,7 +119,7 @@ func (l *Layers) ReadAt(p []byte, off int64) (int, error) {
 	for i := l.at(off); done < len(p) && i < len(l.extents); i++ {
 		e := l.extents[i]
 		n := min(int64(len(p)-done), e.end-off)
-		got, err := e.file.ReadAt(p[done:done+int(n)], off)
+		got, err := e.from.ReadAt(p[done:done+int(n)], off)
 		done += got
 		if err != nil {
 			return done, err

@@ -129,6 +129,23 @@ func memoryFile(t *testing.T, generation int, want func(page int) bool) *os.File
 	return f
 }
 
+// plain are layers that lie in files of this host.
+func plain(files ...*os.File) (memory []Memory) {
+	for _, f := range files {
+		memory = append(memory, Memory{File: f, Pages: pagesOf(f)})
+	}
+	return memory
+}
+
+// pagesOf lists the pages of a file that memoryFile has made, zeros included.
+func pagesOf(f *os.File) []byte {
+	own, err := PagesOf(f)
+	if err != nil {
+		panic(err)
+	}
+	return own.Encode()
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -191,7 +208,7 @@ func (p *pagerProcess) said(t *testing.T) string {
 
 func TestFaultsOfManyThreads(t *testing.T) {
 	g := newGuest(t)
-	p := startPager(t, g, Setup{Memory: []*os.File{memoryFile(t, 1, func(int) bool { return true })}})
+	p := startPager(t, g, Setup{Memory: plain(memoryFile(t, 1, func(int) bool { return true }))})
 	var all sync.WaitGroup
 	for range 8 {
 		order := rand.Perm(allPages) // every thread touches every page, in its own order
@@ -214,7 +231,7 @@ func TestPagerIsConfined(t *testing.T) {
 		t.Skip("needs root")
 	}
 	g := newGuest(t)
-	p := startPager(t, g, Setup{Memory: []*os.File{memoryFile(t, 1, func(int) bool { return true })}})
+	p := startPager(t, g, Setup{Memory: plain(memoryFile(t, 1, func(int) bool { return true }))})
 	touch(g.page(1)) // it serves, so it is confined by now
 	proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
 	status, err := os.ReadFile(proc + "status")
@@ -251,7 +268,7 @@ func TestLayersAreMerged(t *testing.T) {
 		return content(1, p)
 	}
 	g := newGuest(t)
-	p := startPager(t, g, Setup{Memory: []*os.File{base, second, third}})
+	p := startPager(t, g, Setup{Memory: plain(base, second, third)})
 	for n := range allPages {
 		if !bytes.Equal(g.page(n), want(n)) {
 			t.Errorf("page %d by faults", n)
@@ -259,7 +276,7 @@ func TestLayersAreMerged(t *testing.T) {
 	}
 	p.hangUp(t)
 
-	layers, err := NewLayers([]*os.File{base, second, third})
+	layers, err := Open(plain(base, second, third))
 	must(t, err)
 	flat, err := os.Create(filepath.Join(t.TempDir(), "flat"))
 	must(t, err)
@@ -277,7 +294,7 @@ func TestLayersAreMerged(t *testing.T) {
 // What a balloon gave back is zero when it is touched again, whoever races.
 func TestRemovedPagesAreZero(t *testing.T) {
 	g := newGuest(t)
-	p := startPager(t, g, Setup{Memory: []*os.File{memoryFile(t, 1, func(int) bool { return true })}})
+	p := startPager(t, g, Setup{Memory: plain(memoryFile(t, 1, func(int) bool { return true }))})
 	for n := 0; n < 40; n += 2 {
 		touch(g.page(n)) // some are there when they are removed, some are not
 	}
@@ -322,7 +339,7 @@ func TestWorkingSetIsRecordedAndPrefetched(t *testing.T) {
 	defer record.Close()
 	touched := []int{500, 3, 4, 5, 301, 8}
 	g := newGuest(t)
-	p := startPager(t, g, Setup{Memory: []*os.File{memory}, Record: record})
+	p := startPager(t, g, Setup{Memory: plain(memory), Record: record})
 	for _, n := range touched {
 		touch(g.page(n))
 	}
@@ -339,7 +356,7 @@ func TestWorkingSetIsRecordedAndPrefetched(t *testing.T) {
 	must(t, err)
 	defer again.Close()
 	g = newGuest(t)
-	p = startPager(t, g, Setup{Memory: []*os.File{memory}, WorkingSet: again})
+	p = startPager(t, g, Setup{Memory: plain(memory), WorkingSet: again})
 	for _, n := range touched { // there without a touch
 		for !resident(t, g.page(n)) {
 			runtime.Gosched()
@@ -370,7 +387,7 @@ func resident(t *testing.T, page []byte) bool {
 
 // A pager says why it dies, and dies: it never leaves a machine to wait for it.
 func TestPagerDiesLoudly(t *testing.T) {
-	file := func(t *testing.T) []*os.File { return []*os.File{memoryFile(t, 1, func(int) bool { return true })} }
+	file := func(t *testing.T) []Memory { return plain(memoryFile(t, 1, func(int) bool { return true })) }
 	t.Run("garbage instead of a handshake", func(t *testing.T) {
 		p := startPager(t, nil, Setup{Memory: file(t)})
 		_, err := p.conn.Write([]byte(`{"not":"a list"}`))
@@ -393,7 +410,7 @@ func TestPagerDiesLoudly(t *testing.T) {
 	t.Run("memory of another size", func(t *testing.T) {
 		small := memoryFile(t, 1, func(int) bool { return true })
 		must(t, small.Truncate(16*smallPage))
-		wantDeath(t, startPager(t, newGuest(t), Setup{Memory: []*os.File{small}}), "the memory is")
+		wantDeath(t, startPager(t, newGuest(t), Setup{Memory: plain(small)}), "the memory is")
 	})
 	t.Run("a descriptor that is no userfaultfd", func(t *testing.T) {
 		p := startPager(t, nil, Setup{Memory: file(t)})
@@ -405,16 +422,32 @@ func TestPagerDiesLoudly(t *testing.T) {
 		wantDeath(t, p, "event 0x0")
 	})
 	t.Run("memory that cannot be read", func(t *testing.T) {
+		// A thread that waits for a page must not be waited for by a garbage collection.
+		defer debug.SetGCPercent(debug.SetGCPercent(-1))
 		g := newGuest(t)
 		l := memoryFile(t, 1, func(int) bool { return true })
-		p := startPager(t, g, Setup{Memory: []*os.File{l}})
+		p := startPager(t, g, Setup{Memory: plain(l)})
 		touch(g.page(0))
-		must(t, l.Truncate(16*smallPage))  // under the pager's hands
-		go func() { touch(g.page(100)) }() // sleeps until the memory is unmapped with the test
+		must(t, l.Truncate(16*smallPage)) // under the pager's hands
+		woken := sleeper(g, 100)
 		wantDeath(t, p, "page 100 cannot be read")
-		must(t, unix.Close(g.uffd)) // wakes it
-		g.uffd = -1
+		woken(t)
 	})
+}
+
+// sleeper touches a page that nobody will put in place. What it returns lets it go on.
+func sleeper(g *guest, page int) (woken func(*testing.T)) {
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		runtime.LockOSThread()
+		touch(g.page(page))
+	}()
+	return func(t *testing.T) {
+		must(t, unix.Close(g.uffd)) // with which the memory is ordinary memory again
+		g.uffd = -1
+		<-over
+	}
 }
 
 func wantDeath(t *testing.T, p *pagerProcess, why string) {

@@ -138,8 +138,8 @@ func FuzzLay(f *testing.F) {
 	f.Add([]byte{3, 4, 9, 2, 0, 16}, []byte{0, 1, 5, 5})
 	f.Fuzz(func(t *testing.T, one, two []byte) {
 		const size = 64
-		var owner [size]*os.File
-		files := []*os.File{new(os.File), new(os.File), new(os.File)}
+		var owner [size]Source
+		files := []Source{File{new(os.File)}, File{new(os.File)}, File{new(os.File)}}
 		extents := []extent{{0, size, files[0]}}
 		for i := range owner {
 			owner[i] = files[0]
@@ -167,7 +167,7 @@ func FuzzLay(f *testing.F) {
 				t.Fatalf("extents %v have a gap at %d", extents, at)
 			}
 			for x := e.start; x < e.end; x++ {
-				if owner[x] != e.file || l.at(x) != i {
+				if owner[x] != e.from || l.at(x) != i {
 					t.Fatalf("unit %d has the wrong owner", x)
 				}
 			}
@@ -185,13 +185,47 @@ func TestLayersOfTwoSizes(t *testing.T) {
 	must(t, err)
 	defer g.Close()
 	must(t, g.Truncate(smallPage))
-	for name, files := range map[string][]*os.File{"none": nil, "two sizes": {f, g}} {
+	for name, files := range map[string][]Layer{"none": nil, "two sizes": {{Source: File{f}}, {Source: File{g}}}} {
 		if _, err := NewLayers(files); err == nil {
 			t.Errorf("%s: not refused", name)
 		}
 	}
 	must(t, g.Truncate(100))
-	if _, err := NewLayers([]*os.File{g}); err == nil {
+	if _, err := NewLayers([]Layer{{Source: File{g}}}); err == nil {
 		t.Error("half a page: not refused")
 	}
+}
+
+// FuzzPages: what is understood is what was meant, and goes into no more than its memory.
+func FuzzPages(f *testing.F) {
+	p := AllPages(70 * smallPage)
+	f.Add(p.Encode(), int64(70*smallPage))
+	p.bits[3] = 0x5a
+	f.Add(p.Encode(), int64(70*smallPage))
+	f.Add([]byte(pagesMagic), int64(0))
+	f.Fuzz(func(t *testing.T, raw []byte, size int64) {
+		p, err := ParsePages(raw, size)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(p.Encode(), raw) {
+			t.Fatal("it is not what was read")
+		}
+		at, sum := int64(-1), int64(0)
+		for _, run := range p.runs() {
+			if run[0] <= at || run[1] <= run[0] || run[1] > size {
+				t.Fatalf("run %v after %d, of %d", run, at, size)
+			}
+			at = run[1]
+			sum += (run[1] - run[0]) / smallPage
+		}
+		for n := range p.count {
+			if p.has(n) {
+				sum--
+			}
+		}
+		if sum != 0 {
+			t.Fatalf("runs have %d pages too many", sum)
+		}
+	})
 }

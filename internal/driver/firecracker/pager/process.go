@@ -8,10 +8,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hearth/internal/blob/chunkblob"
 )
 
 // Name is the name a pager runs under: its first argument, followed by the
@@ -21,49 +24,91 @@ const Name = "hearth-pager"
 const (
 	acceptTime  = 60 * time.Second // for the machine to come to its pager
 	recordTime  = 20 * time.Second // what a machine asks for later is not needed first
-	maxRequest  = 64 << 10
-	maxFiles    = 64
-	listenerFD  = 3 // then the memory's files, the working set, the record
+	sourceTime  = 60 * time.Second // for a page to be read
+	spareFiles  = 64               // descriptors beside those of the memory
+	maxRequest  = 1 << 30          // the lists of pages are in it; it comes from the server alone
+	maxFiles    = 2048             // descriptors of all memory: a layer has one, and one per pack
+	maxLayout   = 1 << 30          // bytes that tell where a packed layer lies
+	listenerFD  = 3                // then the memory's files, the working set, the record
 	firstFileFD = 4
 )
 
 // Setup is what a pager process is started with. The files stay the caller's.
 type Setup struct {
 	ID         string
-	Listener   *os.File   // a listening unix socket, where the machine will connect
-	Memory     []*os.File // lowest first, see Layers
-	WorkingSet *os.File   // to prefetch; nil: none
-	Record     *os.File   // takes the working set of this machine; nil: not recorded
-	Peer       int        // the user of the machine's process; no other is served
-	UID, GID   int        // the pager's own
-	Root       string     // an empty directory, in which it locks itself up
-	Log        *os.File   // takes the reason of a failure
+	Listener   *os.File // a listening unix socket, where the machine will connect
+	Memory     []Memory // lowest first, see Layers
+	WorkingSet *os.File // to prefetch; nil: none
+	Record     *os.File // takes the working set of this machine; nil: not recorded
+	Peer       int      // the user of the machine's process; no other is served
+	UID, GID   int      // the pager's own
+	Root       string   // an empty directory, in which it locks itself up
+	Log        *os.File // takes the reason of a failure
+}
+
+// Memory is one layer, opened for the pager.
+type Memory struct {
+	File   *os.File   // the layer itself; or what is told of it, if it is packed
+	Pages  []byte     // those that it has, see Pages; of the lowest it does not matter
+	Packed bool       // see package chunkblob
+	Packs  []*os.File // which it is read from, then
+}
+
+// Close closes the descriptors.
+func (m Memory) Close() error {
+	errs := []error{m.File.Close()}
+	for _, p := range m.Packs {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// layer says which descriptors there are of a layer, and which pages it has.
+type layer struct {
+	Packed bool   `json:"packed,omitempty"`
+	Packs  int    `json:"packs,omitempty"`
+	Pages  []byte `json:"pages,omitempty"`
 }
 
 // request is what the process reads from its standard input before it does anything.
 type request struct {
-	Layers     int  `json:"layers"`
-	WorkingSet bool `json:"working_set"`
-	Record     bool `json:"record"`
-	Peer       int  `json:"peer"`
-	UID        int  `json:"uid"`
-	GID        int  `json:"gid"`
+	Layers     []layer `json:"layers"`
+	WorkingSet bool    `json:"working_set"`
+	Record     bool    `json:"record"`
+	Peer       int     `json:"peer"`
+	UID        int     `json:"uid"`
+	GID        int     `json:"gid"`
+}
+
+// files counts the descriptors of all layers.
+func (r request) files() int {
+	n := len(r.Layers)
+	for _, l := range r.Layers {
+		n += l.Packs
+	}
+	return n
 }
 
 // Start starts a pager process: exe, whose main calls Main, in namespaces of its
 // own. ready is called with its process ID before it is told what to do, to put
 // it under limits. The process outlives its starter, who must Wait for it.
 func Start(exe string, s Setup, ready func(pid int) error) (*exec.Cmd, error) {
-	if len(s.Memory) == 0 || len(s.Memory) > maxFiles {
-		return nil, fmt.Errorf("%d memory files, want 1 to %d", len(s.Memory), maxFiles)
+	files := []*os.File{s.Listener}
+	var layers []layer
+	for _, m := range s.Memory {
+		layers = append(layers, layer{m.Packed, len(m.Packs), m.Pages})
+		files = append(append(files, m.File), m.Packs...)
 	}
-	req := request{Layers: len(s.Memory), WorkingSet: s.WorkingSet != nil, Record: s.Record != nil, Peer: s.Peer, UID: s.UID, GID: s.GID}
+	if n := len(files) - 1; n == 0 || n > maxFiles {
+		return nil, fmt.Errorf("%d memory files, want 1 to %d", n, maxFiles)
+	}
+	req := request{Layers: layers, WorkingSet: s.WorkingSet != nil, Record: s.Record != nil, Peer: s.Peer, UID: s.UID, GID: s.GID}
 	cmd := exec.Command(exe)
 	cmd.Args = []string{Name, s.ID}
 	cmd.Env = []string{"GOMAXPROCS=2"}
 	cmd.Dir = s.Root
 	cmd.Stderr = s.Log
-	cmd.ExtraFiles = append([]*os.File{s.Listener}, s.Memory...)
+	cmd.ExtraFiles = files
 	for _, f := range []*os.File{s.WorkingSet, s.Record} {
 		if f != nil {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, f)
@@ -107,21 +152,16 @@ func serve() error {
 	if err := json.NewDecoder(io.LimitReader(os.Stdin, maxRequest)).Decode(&req); err != nil {
 		return fmt.Errorf("no request: %w", err)
 	}
-	if req.Layers < 1 || req.Layers > maxFiles {
-		return fmt.Errorf("%d memory files", req.Layers)
+	if n := req.files(); n < 1 || n > maxFiles {
+		return fmt.Errorf("%d memory files", n)
 	}
-	cfg := Config{RecordFor: recordTime}
-	files := make([]*os.File, req.Layers)
-	next := firstFileFD
-	for i := range files {
-		files[i] = os.NewFile(uintptr(next), "memory")
-		next++
-	}
-	memory, err := NewLayers(files)
+	cfg := Config{RecordFor: recordTime, Patience: sourceTime}
+	memory, err := req.memory()
 	if err != nil {
 		return err
 	}
 	cfg.Source = memory
+	next := firstFileFD + req.files()
 	if req.WorkingSet {
 		raw, err := io.ReadAll(io.LimitReader(os.NewFile(uintptr(next), "working set"), 4*maxWorkingSet+1<<10))
 		if err == nil {
@@ -135,7 +175,7 @@ func serve() error {
 	if req.Record {
 		cfg.Record = os.NewFile(uintptr(next), "record")
 	}
-	if err := confine(req.UID, req.GID); err != nil {
+	if err := confine(req); err != nil {
 		return err
 	}
 	conn, err := accept(req.Peer)
@@ -153,19 +193,68 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	return NewServer(cfg, uffd, regions).Run(int(hangUp.Fd()))
+	err = NewServer(cfg, uffd, regions).Run(int(hangUp.Fd()))
+	runtime.KeepAlive(hangUp) // or a garbage collection closes it, which looks like the machine's end
+	return err
+}
+
+// memory puts the layers together from the descriptors that there are of them.
+func (r request) memory() (*Layers, error) {
+	next := firstFileFD
+	take := func(name string) *os.File {
+		next++
+		return os.NewFile(uintptr(next-1), name)
+	}
+	var memory []Memory
+	for _, l := range r.Layers {
+		m := Memory{File: take("memory"), Pages: l.Pages, Packed: l.Packed}
+		for range l.Packs {
+			m.Packs = append(m.Packs, take("pack"))
+		}
+		memory = append(memory, m)
+	}
+	return Open(memory)
+}
+
+// Open puts layers together, lowest first.
+func Open(memory []Memory) (*Layers, error) {
+	var layers []Layer
+	for i, m := range memory {
+		next, err := m.layer()
+		if err == nil && i > 0 {
+			next.Own, err = ParsePages(m.Pages, next.Size())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		layers = append(layers, next)
+	}
+	return NewLayers(layers)
+}
+
+// layer opens the content of a memory.
+func (m Memory) layer() (Layer, error) {
+	if !m.Packed {
+		return Layer{Source: File{m.File}}, nil
+	}
+	layout, err := io.ReadAll(io.NewSectionReader(m.File, 0, maxLayout))
+	if err = errors.Join(err, m.File.Close()); err != nil {
+		return Layer{}, err
+	}
+	b, err := chunkblob.Borrow(layout, m.Packs)
+	return Layer{Source: b}, err
 }
 
 // confine locks the process into its empty working directory, without a
 // privilege: what it needs from now on it has as descriptors.
-func confine(uid, gid int) error {
+func confine(req request) error {
 	if os.Geteuid() != 0 {
 		return nil // nothing to give away
 	}
 	for _, limit := range []struct {
 		what  int
 		value uint64
-	}{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, 128}, {unix.RLIMIT_FSIZE, 8 << 20}} {
+	}{{unix.RLIMIT_CORE, 0}, {unix.RLIMIT_NOFILE, uint64(req.files()) + spareFiles}, {unix.RLIMIT_FSIZE, 8 << 20}} {
 		if err := unix.Setrlimit(limit.what, &unix.Rlimit{Cur: limit.value, Max: limit.value}); err != nil {
 			return fmt.Errorf("limits: %w", err)
 		}
@@ -173,7 +262,7 @@ func confine(uid, gid int) error {
 	if err := unix.Chroot("."); err != nil {
 		return fmt.Errorf("chroot: %w", err)
 	}
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(gid), syscall.Setuid(uid)); err != nil {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(req.GID), syscall.Setuid(req.UID)); err != nil {
 		return fmt.Errorf("giving up root: %w", err)
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,15 +31,20 @@ const (
 	retryPause   = 50 * time.Microsecond
 	retryAtMost  = 10 * time.Second // for which a page may be refused for what the guest removes
 	hangUpAtMost = 5 * time.Second  // from the first sign of a machine's end to its hang-up
+	lingerAtMost = time.Second      // for what is being read when the machine ends
 )
+
+// errSlow says that the memory's source did not answer in time.
+var errSlow = errors.New("the memory's source does not answer")
 
 // errGone says that the process whose faults were answered is ending.
 var errGone = errors.New("the machine's memory is gone")
 
 // Config is what a Server answers faults with.
 type Config struct {
-	Source   io.ReaderAt // the memory; used from several goroutines
-	Prefetch WorkingSet  // put there at once; empty: nothing
+	Source   io.ReaderAt   // the memory, a *Layers; used from several goroutines
+	Patience time.Duration // for a page that is waited for to be read; 0: no limit
+	Prefetch WorkingSet    // put there at once; empty: nothing
 	// Record takes the working set's file once, when maxWorkingSet is reached,
 	// RecordFor has passed, or the machine has ended; nil records nothing.
 	Record    io.Writer
@@ -60,6 +66,8 @@ type Server struct {
 	removed bitmap
 
 	queue  queue
+	began  time.Time
+	reads  [workers]atomic.Int64 // since when each worker reads, in ns after began; 0: it does not
 	record recorder
 	stats  Stats
 }
@@ -75,7 +83,7 @@ type Stats struct {
 // NewServer returns a server of a machine's userfaultfd, which stays the caller's
 // and must not block, and of its regions, which ParseHandshake has checked.
 func NewServer(cfg Config, uffd int, regions []Region) *Server {
-	s := &Server{cfg: cfg, uffd: uffd, regions: regions, page: regions[0].PageSize}
+	s := &Server{cfg: cfg, uffd: uffd, regions: regions, page: regions[0].PageSize, began: time.Now()}
 	for _, r := range regions {
 		s.size += r.Size
 	}
@@ -90,16 +98,34 @@ func NewServer(cfg Config, uffd int, regions []Region) *Server {
 func (s *Server) Run(hangUp int) error {
 	var all sync.WaitGroup
 	failed := make(chan error, workers+1)
-	for range workers {
-		all.Go(func() { failed <- s.work() })
+	for n := range workers {
+		all.Go(func() { failed <- s.work(&s.reads[n]) })
 	}
 	all.Go(func() { failed <- s.prefetch() })
 	stop := s.record.after(s.cfg.RecordFor)
 	err := s.readEvents(hangUp, failed)
 	s.queue.close()
 	stop()
-	all.Wait()
+	ended := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(lingerAtMost): // a source that hangs is left to the process's end
+	}
 	return errors.Join(err, s.record.finish())
+}
+
+// late is an error if a page has been read for too long.
+func (s *Server) late() error {
+	for i := range s.reads {
+		if since := s.reads[i].Load(); since > 0 && s.cfg.Patience > 0 && time.Since(s.began)-time.Duration(since) > s.cfg.Patience {
+			return fmt.Errorf("%w: a page has not come for %s", errSlow, s.cfg.Patience)
+		}
+	}
+	return nil
 }
 
 // readEvents takes faults and removals off the descriptor.
@@ -115,6 +141,9 @@ func (s *Server) readEvents(hangUp int, failed <-chan error) error {
 				return awaitHangUp(hangUp)
 			}
 		default:
+		}
+		if err := s.late(); err != nil {
+			return err
 		}
 		// Workers report rarely; a look every second is enough for an error.
 		if _, err := unix.Poll(fds, 1000); err != nil && !errors.Is(err, unix.EINTR) {
@@ -207,14 +236,14 @@ func (s *Server) remove(start, end uint64) error {
 }
 
 // work answers faults until the queue is closed.
-func (s *Server) work() error {
+func (s *Server) work(reads *atomic.Int64) error {
 	buf := make([]byte, s.page)
 	for {
 		page, ok := s.queue.take()
 		if !ok {
 			return nil
 		}
-		err := s.answer(page, buf)
+		err := s.answer(page, buf, reads)
 		s.queue.done(page)
 		if err != nil {
 			return err
@@ -223,8 +252,11 @@ func (s *Server) work() error {
 }
 
 // answer reads one page and puts it in place.
-func (s *Server) answer(page uint64, buf []byte) error {
-	if n, err := s.cfg.Source.ReadAt(buf, int64(page*s.page)); n < len(buf) {
+func (s *Server) answer(page uint64, buf []byte, reads *atomic.Int64) error {
+	reads.Store(max(1, int64(time.Since(s.began))))
+	n, err := s.cfg.Source.ReadAt(buf, int64(page*s.page))
+	reads.Store(0)
+	if n < len(buf) {
 		return fmt.Errorf("page %d cannot be read: %w", page, err)
 	}
 	if err := s.place(page, buf, allZero(buf)); err != nil {
