@@ -75,5 +75,6 @@ func (a *Agent) checkpoint(ctx context.Context, machine string, s *hearth.Snapsh
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, shelf.DiskError(err, "the snapshot's directory cannot be made")
 	}
-	return a.shelf.Lay(ctx, s, dir)
+	caps, _ := a.capabilities(s.Driver)
+	return a.shelf.LayPacked(ctx, s, dir, caps.PackedFile)
 }

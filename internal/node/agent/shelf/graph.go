@@ -38,6 +38,7 @@ type marks struct {
 	damaged bool      // it cannot be packed; only this process knows
 	entered time.Time // when it was put on the shelf, by this process
 	alone   bool      // what it could share is damaged; only this process knows
+	lent    bool      // a machine reads of it from the archive; only this process knows
 }
 
 func (s *Shelf) node(snap *hearth.Snapshot, m marks) node {

@@ -349,7 +349,7 @@ func (s *Shelf) evictOne(ctx context.Context, id hearth.SnapshotID) error {
 	if !ok || s.graph.inUse()[id] {
 		return nil
 	}
-	n.raw = false
+	n.raw, n.lent = false, false
 	s.graph.nodes[id] = n
 	if err := s.dropNotes(ctx, id); err != nil {
 		return err
