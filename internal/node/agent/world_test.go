@@ -46,8 +46,9 @@ type world struct {
 	blobs *tappedBlobs
 	shelf *shelf.Shelf // of the newest agent
 
-	archive blob.Archive // of a shelf; nil: none
-	cache   int64        // bytes of plain files that a shelf with an archive keeps beside those in use
+	wrap    func(driver.Driver) driver.Driver // what agents get for the driver of host; nil: the driver
+	archive blob.Archive                      // of a shelf; nil: none
+	cache   int64                             // bytes of plain files that a shelf with an archive keeps beside those in use
 
 	newest *agent.Agent
 
@@ -132,6 +133,9 @@ func (w *world) agent(cfg agent.Config) *agent.Agent {
 		w.shelf.WithArchive(shelf.Packing{Archive: w.archive, Cache: w.cache, Log: slog.New(slog.DiscardHandler)})
 	}
 	drivers := map[string]driver.Driver{fake.Name: fake.New(w.host)}
+	if w.wrap != nil {
+		drivers[fake.Name] = w.wrap(drivers[fake.Name])
+	}
 	for name, host := range w.others {
 		drivers[name] = fake.New(host)
 	}
