@@ -1,13 +1,10 @@
 package firecracker_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,66 +19,13 @@ import (
 	"hearth/internal/hearth"
 )
 
-// starterEnv makes this test binary a process that starts one machine, prints its
-// handle, and waits to be killed.
-const starterEnv = "HEARTH_TEST_FC_STARTER"
-
-type starterJob struct {
-	Dir   string // of the lab
-	Spec  driver.Spec
-	Bases []driver.Checkpoint // the one to restore, then what it lies over
-}
-
-func startAndWait(raw string) int {
-	var job starterJob
-	if err := json.Unmarshal([]byte(raw), &job); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	var from *driver.Checkpoint
-	for i := len(job.Bases) - 1; i >= 0; i-- {
-		c := job.Bases[i]
-		c.Dir, c.Base = job.Spec.Layers[1+i], from
-		from = &c
-	}
-	job.Spec.Layers, job.Spec.From = job.Spec.Layers[:1], from
-	d, err := firecracker.New((&lab{dir: job.Dir}).plainConfig())
+// startAsStarter starts the machine of a process of its own.
+func startAsStarter(ctx context.Context, dir string, spec driver.Spec) (driver.Machine, error) {
+	d, err := firecracker.New((&lab{dir: dir}).plainConfig())
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return nil, err
 	}
-	m, err := d.Start(context.Background(), job.Spec)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	_ = json.NewEncoder(os.Stdout).Encode(m.Handle())
-	select {
-	case <-m.Done():
-	case <-time.After(time.Minute):
-	}
-	return 0
-}
-
-// starter runs such a process. A checkpoint's directory is no part of its JSON, so
-// the directories travel behind the layer.
-func (l *lab) starter(t *testing.T, spec driver.Spec) (*exec.Cmd, *bufio.Reader) {
-	t.Helper()
-	job := starterJob{Dir: l.dir, Spec: spec}
-	job.Spec.From = nil
-	for c := spec.From; c != nil; c = c.Base {
-		job.Bases = append(job.Bases, *c)
-		job.Spec.Layers = append(job.Spec.Layers[:len(job.Spec.Layers):len(job.Spec.Layers)], c.Dir)
-	}
-	raw, err := json.Marshal(job)
-	must(t, err)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), starterEnv+"="+string(raw))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	return cmd, bufio.NewReader(out)
+	return d.Start(ctx, spec)
 }
 
 // The process that started a machine is killed; the machine and its pager live on
@@ -92,14 +36,7 @@ func TestMachineOutlivesItsStarter(t *testing.T) {
 	base.From = l.checkpoint(t, l.start(t, l.spec(t)), "a", "1")
 	spec := l.spec(t)
 	spec.From = l.checkpoint(t, l.start(t, base), "b", "2")
-	cmd, out := l.starter(t, spec)
-	line, err := out.ReadBytes('\n')
-	must(t, err)
-	must(t, cmd.Process.Kill())
-	_ = cmd.Wait()
-	var h driver.Handle
-	must(t, json.Unmarshal(line, &h))
-	m, err := l.driver(t).Attach(t.Context(), h)
+	m, err := l.driver(t).Attach(t.Context(), drivertest.RunStarter(t, l.dir, spec).KillStarted(t))
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
 	pager := pagerOf(t, m)
@@ -136,20 +73,7 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 		if i%2 == 1 {
 			spec.From = layered
 		}
-		cmd, out := l.starter(t, spec)
-		started := make(chan struct{})
-		go func() { defer close(started); _, _ = out.ReadBytes('\n') }()
-		select {
-		case <-started:
-		case <-time.After(time.Duration(i) * 15 * time.Millisecond):
-		}
-		must(t, cmd.Process.Kill())
-		<-started
-		_ = cmd.Wait()
-		must(t, d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}))
-		if _, err := os.Stat(spec.Dir); !os.IsNotExist(err) {
-			t.Errorf("%s is still there: %v", spec.Dir, err)
-		}
+		drivertest.RunStarter(t, l.dir, spec).KillAndSweep(t, d, time.Duration(i)*15*time.Millisecond)
 	}
 	l.settles(t, before)
 }

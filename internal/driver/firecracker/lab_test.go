@@ -217,9 +217,7 @@ func TestMain(m *testing.M) {
 	if firecracker.Main(os.Args) {
 		return
 	}
-	if raw := os.Getenv(starterEnv); raw != "" {
-		os.Exit(startAndWait(raw))
-	}
+	drivertest.BeStarter(startAsStarter)
 	os.Exit(m.Run())
 }
 

@@ -1,12 +1,9 @@
 package gvisor_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"os"
 	"os/exec"
@@ -22,82 +19,29 @@ import (
 	"hearth/internal/driver/gvisor"
 )
 
-// starterEnv makes this test binary a process that starts one machine, prints
-// its handle, and waits to be killed.
-const starterEnv = "HEARTH_TEST_STARTER"
-
-type starterJob struct {
-	Config gvisor.Config
-	Spec   driver.Spec
-	From   string // Spec.From.Dir, which JSON leaves out
-}
-
 func TestMain(m *testing.M) {
-	if raw := os.Getenv(starterEnv); raw != "" {
-		os.Exit(startAndWait(raw))
-	}
+	drivertest.BeStarter(func(ctx context.Context, c gvisor.Config, spec driver.Spec) (driver.Machine, error) {
+		d, err := gvisor.New(c)
+		if err != nil {
+			return nil, err
+		}
+		return d.Start(ctx, spec)
+	})
 	os.Exit(m.Run())
 }
 
-func startAndWait(raw string) int {
-	var job starterJob
-	if err := json.Unmarshal([]byte(raw), &job); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if job.Spec.From != nil {
-		job.Spec.From.Dir = job.From
-	}
-	d, err := gvisor.New(job.Config)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	m, err := d.Start(context.Background(), job.Spec)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	_ = json.NewEncoder(os.Stdout).Encode(m.Handle())
-	select {
-	case <-m.Done():
-	case <-time.After(time.Minute):
-	}
-	return 0
-}
-
-// starter runs such a process.
-func (l *lab) starter(t *testing.T, spec driver.Spec) (*exec.Cmd, *bufio.Reader) {
-	t.Helper()
+// starter runs a process that starts one machine.
+func (l *lab) starter(t *testing.T, spec driver.Spec) *drivertest.Starter {
 	cfg := l.config(t)
-	cfg.Log = (*slog.Logger)(nil)
-	job := starterJob{Config: cfg, Spec: spec}
-	if spec.From != nil {
-		job.From = spec.From.Dir
-	}
-	raw, err := json.Marshal(job)
-	must(t, err)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), starterEnv+"="+string(raw))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	return cmd, bufio.NewReader(out)
+	cfg.Log = nil
+	return drivertest.RunStarter(t, cfg, spec)
 }
 
 // The process that started a machine is killed; the machine lives on and is
 // found by its handle.
 func TestMachineOutlivesItsStarter(t *testing.T) {
 	l := newLab(t)
-	cmd, out := l.starter(t, l.spec(t, "conf-outlives", 231))
-	line, err := out.ReadBytes('\n')
-	must(t, err)
-	must(t, cmd.Process.Kill())
-	_ = cmd.Wait()
-	var h driver.Handle
-	must(t, json.Unmarshal(line, &h))
-	m, err := l.driver(t).Attach(t.Context(), h)
+	m, err := l.driver(t).Attach(t.Context(), l.starter(t, l.spec(t, "conf-outlives", 231)).KillStarted(t))
 	must(t, err)
 	ask := func(m driver.Machine) {
 		t.Helper()
@@ -136,20 +80,7 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 			if i%2 == 1 {
 				spec.From = from // half of them are restored
 			}
-			cmd, out := l.starter(t, spec)
-			started := make(chan struct{})
-			go func() { defer close(started); _, _ = out.ReadBytes('\n') }()
-			select {
-			case <-started:
-			case <-time.After(time.Duration(i) * 15 * time.Millisecond):
-			}
-			must(t, cmd.Process.Kill())
-			<-started
-			_ = cmd.Wait()
-			must(t, d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}))
-			if _, err := os.Stat(spec.Dir); !os.IsNotExist(err) {
-				t.Errorf("%s is still there: %v", spec.Dir, err)
-			}
+			l.starter(t, spec).KillAndSweep(t, d, time.Duration(i)*15*time.Millisecond)
 		}
 	})
 	after := l.count(t)

@@ -1,10 +1,8 @@
 package qemu_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -23,75 +21,45 @@ import (
 	"hearth/internal/hearth"
 )
 
-// starterEnv makes this test binary a process that starts one machine, prints
-// its handle, and waits to be killed.
-const starterEnv = "HEARTH_TEST_QEMU_STARTER"
-
-type starterJob struct {
+// starterConfig is what of a driver's configuration can be told another process.
+type starterConfig struct {
 	Root, Guest, Init, Exe, CgroupParent string
 	Accelerator                          qemu.Accelerator
 	UIDBase                              uint32
 	Kernel                               microvm.Options
-	Spec                                 driver.Spec
 }
 
 func TestMain(m *testing.M) {
-	if raw := os.Getenv(starterEnv); raw != "" {
-		os.Exit(startAndWait(raw))
-	}
+	drivertest.BeStarter(startAsStarter)
 	os.Exit(m.Run())
 }
 
-func startAndWait(raw string) int {
-	var job starterJob
-	err := json.Unmarshal([]byte(raw), &job)
-	var m driver.Machine
-	if err == nil {
-		var d *qemu.Driver
-		d, err = qemu.New(qemu.Config{
-			Root: job.Root, Guest: job.Guest, Init: job.Init, Exe: job.Exe, CgroupParent: job.CgroupParent,
-			Accelerator: job.Accelerator, UIDBase: job.UIDBase,
-			Boot: func(ctx context.Context) (*microvm.Boot, error) {
-				var err error
-				if job.Kernel.Init, err = os.ReadFile(filepath.Join(filepath.Dir(job.Exe), initName)); err != nil {
-					return nil, err
-				}
-				return microvm.Prepare(ctx, job.Kernel)
-			},
-		})
-		if err == nil {
-			m, err = d.Start(context.Background(), job.Spec)
-		}
-	}
+func startAsStarter(ctx context.Context, c starterConfig, spec driver.Spec) (driver.Machine, error) {
+	d, err := qemu.New(qemu.Config{
+		Root: c.Root, Guest: c.Guest, Init: c.Init, Exe: c.Exe, CgroupParent: c.CgroupParent,
+		Accelerator: c.Accelerator, UIDBase: c.UIDBase,
+		Boot: func(ctx context.Context) (*microvm.Boot, error) {
+			var err error
+			if c.Kernel.Init, err = os.ReadFile(filepath.Join(filepath.Dir(c.Exe), initName)); err != nil {
+				return nil, err
+			}
+			return microvm.Prepare(ctx, c.Kernel)
+		},
+	})
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return nil, err
 	}
-	_ = json.NewEncoder(os.Stdout).Encode(m.Handle())
-	select {
-	case <-m.Done():
-	case <-time.After(time.Minute):
-	}
-	return 0
+	return d.Start(ctx, spec)
 }
 
-// starter runs such a process.
-func (l *lab) starter(t *testing.T, spec driver.Spec) (*exec.Cmd, *bufio.Reader) {
-	t.Helper()
+// starter runs a process that starts one machine.
+func (l *lab) starter(t *testing.T, spec driver.Spec) *drivertest.Starter {
 	c := l.config(t)
-	raw, err := json.Marshal(starterJob{
+	return drivertest.RunStarter(t, starterConfig{
 		Root: c.Root, Guest: c.Guest, Init: c.Init, Exe: c.Exe, CgroupParent: c.CgroupParent,
-		Accelerator: c.Accelerator, UIDBase: c.UIDBase, Spec: spec,
+		Accelerator: c.Accelerator, UIDBase: c.UIDBase,
 		Kernel: microvm.Options{Cache: l.Kernel.Cache, Kernel: l.Kernel.Kernel, Modules: l.Kernel.Modules},
-	})
-	must(t, err)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), starterEnv+"="+string(raw))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	return cmd, bufio.NewReader(out)
+	}, spec)
 }
 
 // The faults share one lab: what machines are made of takes seconds to make.
@@ -168,13 +136,7 @@ func ask(t *testing.T, m driver.Machine, path string) string {
 // The process that started a machine is killed; the machine lives on and is
 // found by its handle.
 func outlives(t *testing.T, l *lab) {
-	cmd, out := l.starter(t, l.spec(t, "conf-outlives", 231))
-	line, err := out.ReadBytes('\n')
-	must(t, err)
-	must(t, cmd.Process.Kill())
-	_ = cmd.Wait()
-	var h driver.Handle
-	must(t, json.Unmarshal(line, &h))
+	h := l.starter(t, l.spec(t, "conf-outlives", 231)).KillStarted(t)
 	m, err := l.driver(t).Attach(t.Context(), h)
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
@@ -196,20 +158,7 @@ func crashes(t *testing.T, l *lab) {
 	d := l.driver(t)
 	for i := range 10 {
 		spec := l.spec(t, fmt.Sprintf("conf-crash-%d", i), 200+i)
-		cmd, out := l.starter(t, spec)
-		started := make(chan struct{})
-		go func() { defer close(started); _, _ = out.ReadBytes('\n') }()
-		select {
-		case <-started:
-		case <-time.After(time.Duration(i*i) * 25 * time.Millisecond):
-		}
-		must(t, cmd.Process.Kill())
-		<-started
-		_ = cmd.Wait()
-		must(t, d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}))
-		if _, err := os.Stat(spec.Dir); !os.IsNotExist(err) {
-			t.Errorf("%s is still there: %v", spec.Dir, err)
-		}
+		l.starter(t, spec).KillAndSweep(t, d, time.Duration(i*i)*25*time.Millisecond)
 	}
 }
 
