@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os/exec"
-	"strconv"
-	"strings"
 	"time"
 
 	"hearth/client"
@@ -19,7 +17,7 @@ import (
 	"hearth/internal/guest"
 )
 
-// This file measures what happens in a sandbox that runs: rows 7, 13, 14, 15.
+// This file measures what happens in a sandbox that runs: rows 7, 13, 14.
 
 // within makes a sandbox for as long as work takes.
 func (r *run) within(ctx context.Context, template string, work func(*client.Sandbox) error) error {
@@ -202,42 +200,4 @@ func ping(ctx context.Context, sb *client.Sandbox) error {
 	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
-}
-
-const daemonIdle = 10 * time.Second
-
-// guestDaemon is row 15.
-func (r *run) guestDaemon(ctx context.Context) ([]figure.Figure, error) {
-	size, resident := figure.Mebibytes("guest daemon, its program"), figure.Mebibytes("guest daemon, resident")
-	cpu := figure.In("%", "guest daemon, CPU while idle")
-	err := r.within(ctx, baseTemplate, func(sb *client.Sandbox) error {
-		ask := func(line string) (int64, error) {
-			res, err := sb.Commands.Run(ctx, line, client.RunOptions{User: "root"})
-			if err != nil {
-				return 0, err
-			}
-			return strconv.ParseInt(strings.TrimSpace(res.Stdout), 10, 64)
-		}
-		for _, q := range []struct {
-			line string
-			into *figure.Samples
-			unit int64
-		}{
-			{"stat -L -c %s /proc/1/exe", size, 1},
-			{"awk '/^VmRSS/{print $2}' /proc/1/status", resident, 1 << 10},
-		} {
-			n, err := ask(q.line)
-			if err != nil {
-				return err
-			}
-			q.into.Bytes(n * q.unit)
-		}
-		// In one command: starting one costs the daemon time of its own.
-		ticks, err := ask(fmt.Sprintf("t() { awk '{print $14+$15}' /proc/1/stat; }; a=$(t); sleep %d; echo $(($(t)-a))", int(daemonIdle.Seconds())))
-		cpu.Add(float64(ticks) / daemonIdle.Seconds()) // a tick is a hundredth of a second
-		return err
-	})
-	return []figure.Figure{
-		size.Figure().Against("15", figure.Target{P50: 12}), resident.Figure().Against("15", figure.Target{P50: 10}), cpu.Figure().Against("15", figure.Target{P50: 0.1}),
-	}, err
 }
