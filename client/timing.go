@@ -9,8 +9,9 @@ import (
 
 // Timing is how long one part of a request took, as the server says.
 type Timing struct {
-	Name string
-	Took time.Duration
+	Name  string
+	Start time.Duration // since the request began; 0 also when the server does not say
+	Took  time.Duration
 }
 
 const (
@@ -25,13 +26,29 @@ func parseTiming(value string) []Timing {
 	var list []Timing
 	for part := range strings.SplitSeq(value, ",") {
 		name, params, _ := strings.Cut(strings.TrimSpace(part), ";")
-		text, ok := strings.CutPrefix(strings.TrimSpace(params), "dur=")
-		ms, err := strconv.ParseFloat(text, 64)
-		const longest = 1e9 // ms; longer is not a duration of ours
-		if !ok || err != nil || name == "" || !(ms >= 0 && ms < longest) || len(list) >= maxTimings {
+		took, ok := duration(params, "dur")
+		if !ok || name == "" || len(list) >= maxTimings {
 			continue
 		}
-		list = append(list, Timing{Name: name, Took: time.Duration(ms * float64(time.Millisecond))})
+		start, _ := duration(params, "start")
+		list = append(list, Timing{Name: name, Start: start, Took: took})
 	}
 	return list
+}
+
+// duration finds a parameter that is a number of milliseconds.
+func duration(params, name string) (time.Duration, bool) {
+	for p := range strings.SplitSeq(params, ";") {
+		text, ok := strings.CutPrefix(strings.TrimSpace(p), name+"=")
+		if !ok {
+			continue
+		}
+		ms, err := strconv.ParseFloat(text, 64)
+		const longest = 1e9 // longer is not a duration of ours
+		if err != nil || !(ms >= 0 && ms < longest) {
+			return 0, false
+		}
+		return time.Duration(ms * float64(time.Millisecond)), true
+	}
+	return 0, false
 }

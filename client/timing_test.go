@@ -7,8 +7,8 @@ import (
 )
 
 func TestTiming(t *testing.T) {
-	got := parseTiming("thaw;dur=1.500, init;dur=7, cdn-cache;desc=HIT, broken;dur=x, ;dur=1, far;dur=1e300, nan;dur=NaN, past;dur=-1")
-	if len(got) != 2 || got[0] != (Timing{"thaw", 1500 * time.Microsecond}) || got[1] != (Timing{"init", 7 * time.Millisecond}) {
+	got := parseTiming("thaw;dur=1.500, init;start=2.5;desc=x; dur=7, cdn-cache;desc=HIT, broken;dur=x, ;dur=1, far;dur=1e300, nan;dur=NaN, past;dur=-1")
+	if len(got) != 2 || got[0] != (Timing{"thaw", 0, 1500 * time.Microsecond}) || got[1] != (Timing{"init", 2500 * time.Microsecond, 7 * time.Millisecond}) {
 		t.Errorf("got %v", got)
 	}
 }

@@ -65,8 +65,8 @@ func (rec *record) tell() {
 	if rec.team == "" || rec.trace == nil || len(rec.trace.Spans()) == 0 {
 		return
 	}
-	whole := fmt.Sprintf(", api;dur=%.3f", float64(time.Since(rec.began).Microseconds())/1000)
-	rec.Header().Set(trace.Header, rec.trace.String()+whole)
+	whole := trace.Span{Name: "api", Took: time.Since(rec.began)}
+	rec.Header().Set(trace.Header, rec.trace.String()+", "+whole.String())
 }
 
 // Unwrap lets http.ResponseController reach the connection.

@@ -1,12 +1,13 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strings"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -60,11 +61,11 @@ func Trace(ctx context.Context, cfg *config.Config, o TraceOptions, out, progres
 	if err := r.serve(ctx, kind); err != nil {
 		return err
 	}
-	steps := &budget{by: map[string]*figure.Samples{}}
+	steps := newBudget()
 	err = r.times(ctx, o.Runs+warmups, func(ctx context.Context, i int) error {
 		into := steps
 		if i < warmups {
-			into = &budget{by: map[string]*figure.Samples{}}
+			into = newBudget()
 		}
 		return r.traced(ctx, o.Template, into)
 	})
@@ -84,53 +85,68 @@ func (r *run) traced(ctx context.Context, template string, into *budget) error {
 	if err := echo(ctx)(sb); err != nil {
 		return err
 	}
-	into.add("create to echo", time.Since(began))
-	into.add("  create", created.Sub(began))
+	into.add("create to echo", 0, time.Since(began))
+	into.add("  create", 0, created.Sub(began))
 	for _, t := range nested(sb.Timing) {
-		into.add("    "+t.Name, t.Took)
+		into.add("    "+t.Name, t.Start, t.Took)
 	}
-	into.add("  echo", time.Since(created))
+	into.add("  echo", created.Sub(began), time.Since(created))
 	return nil
 }
 
-// nested orders the server's spans as they lie within each other and indents
-// them: the API's, then the control plane's, then the node's within its call.
+// nested makes a tree of the server's spans, which come in the order in which they
+// ended: each is followed by what lies within it, indented, in the order of the
+// starts. The server's clock is cut to microseconds.
 func nested(spans []client.Timing) []client.Timing {
-	var list []client.Timing
-	pick := func(indent string, is func(string) bool) {
-		for _, s := range spans {
-			if is(s.Name) {
-				list = append(list, client.Timing{Name: indent + s.Name, Took: s.Took})
+	within := map[int][]int{}
+	for i, s := range spans {
+		parent := len(spans) // the trace itself
+		for j := i + 1; j < len(spans); j++ {
+			if o := spans[j]; o.Start <= s.Start+time.Microsecond && o.Start+o.Took >= s.Start+s.Took-2*time.Microsecond {
+				parent = j
+				break
 			}
 		}
+		within[parent] = append(within[parent], i)
 	}
-	begins := func(prefix string) func(string) bool {
-		return func(name string) bool { return strings.HasPrefix(name, prefix) }
+	var list []client.Timing
+	var visit func(of int, indent string)
+	visit = func(of int, indent string) {
+		slices.SortStableFunc(within[of], func(i, j int) int { return cmp.Compare(spans[i].Start, spans[j].Start) })
+		for _, i := range within[of] {
+			s := spans[i]
+			s.Name = indent + s.Name
+			list = append(list, s)
+			visit(i, indent+"  ")
+		}
 	}
-	pick("", begins("api"))
-	pick("  ", begins("control"))
-	pick("  ", begins("node"))
-	pick("    ", begins("agent"))
+	visit(len(spans), "")
 	return list
 }
 
 // budget is samples by step, in the order in which steps were first seen.
 type budget struct {
 	order []string
-	by    map[string]*figure.Samples
+	by    map[string]*step
 }
 
-func (b *budget) add(step string, took time.Duration) {
-	s := b.by[step]
+// step is when one step began, by the clock of who reports it, and what it took.
+type step struct{ start, took *figure.Samples }
+
+func newBudget() *budget { return &budget{by: map[string]*step{}} }
+
+func (b *budget) add(name string, start, took time.Duration) {
+	s := b.by[name]
 	if s == nil {
-		s = figure.Milliseconds(step)
-		b.by[step] = s
-		b.order = append(b.order, step)
+		s = &step{figure.Milliseconds(name), figure.Milliseconds(name)}
+		b.by[name] = s
+		b.order = append(b.order, name)
 	}
-	s.Took(took)
+	s.start.Took(start)
+	s.took.Took(took)
 }
 
-// write prints the table. A share is of the medians.
+// write prints the table. Starts are medians, and a share is of the medians.
 func (b *budget) write(out io.Writer, host string) error {
 	if len(b.order) == 0 {
 		return nil
@@ -139,11 +155,11 @@ func (b *budget) write(out io.Writer, host string) error {
 		return err
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "STEP\tRUNS\tMIN\tP50\tP95\tP99\tUNIT\tSHARE")
-	whole := b.by[b.order[0]].Figure().P50
-	for _, step := range b.order {
-		f := b.by[step].Figure()
-		fmt.Fprintf(t, "%s\t%d\t%.2f\t%.2f\t%.2f\t%.2f\tms\t%.0f %%\n", step, f.Runs, f.Min, f.P50, f.P95, f.P99, 100*f.P50/whole)
+	fmt.Fprintln(t, "STEP\tRUNS\tSTART\tMIN\tP50\tP95\tP99\tUNIT\tSHARE")
+	whole := b.by[b.order[0]].took.Figure().P50
+	for _, name := range b.order {
+		f, start := b.by[name].took.Figure(), b.by[name].start.Figure()
+		fmt.Fprintf(t, "%s\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\tms\t%.0f %%\n", name, f.Runs, start.P50, f.Min, f.P50, f.P95, f.P99, 100*f.P50/whole)
 	}
 	return t.Flush()
 }

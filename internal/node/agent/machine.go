@@ -38,11 +38,15 @@ type machine struct {
 	quit context.CancelCauseFunc
 }
 
-// Step is how long one part of a start took.
+// Step is one part of a start.
 type Step struct {
-	Name string
-	Took time.Duration
+	Name  string
+	Began time.Time
+	Took  time.Duration
 }
+
+// String says what it took, for logs.
+func (s Step) String() string { return s.Name + " " + s.Took.String() }
 
 func newMachine(rec journal.Record) *machine {
 	mc := &machine{rec: rec}
@@ -59,7 +63,7 @@ func (mc *machine) id() string { return mc.rec.Handle.ID }
 func (a *Agent) step(mc *machine, name string, f func() error) error {
 	began := a.now()
 	err := f()
-	mc.took = append(mc.took, Step{Name: name, Took: a.now().Sub(began)})
+	mc.took = append(mc.took, Step{Name: name, Began: began, Took: a.now().Sub(began)})
 	return err
 }
 

@@ -224,7 +224,7 @@ func (a *Agent) handOver(ctx context.Context, mc *machine, p plan) (*node.Instan
 	if err != nil {
 		return nil, err
 	}
-	mc.took = append(mc.took, Step{Name: "thaw", Took: a.now().Sub(began)})
+	mc.took = append(mc.took, Step{Name: "thaw", Began: began, Took: a.now().Sub(began)})
 	return a.settle(ctx, mc, p)
 }
 
@@ -249,7 +249,7 @@ func (a *Agent) settle(ctx context.Context, mc *machine, p plan) (*node.Instance
 	if err == nil {
 		a.log.Debug("sandbox started", "sandbox", inst.ID, "machine", mc.id(), "steps", mc.took)
 		for _, s := range mc.took {
-			trace.Note(ctx, "agent."+s.Name, s.Took)
+			trace.Note(ctx, "agent."+s.Name, s.Began, s.Took)
 		}
 	}
 	return inst, err
@@ -275,7 +275,7 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	mc.took = append([]Step{{Name: "queue", Took: waited}}, mc.took...)
+	mc.took = append([]Step{{Name: "queue", Began: began, Took: waited}}, mc.took...)
 	inst, err := a.settle(ctx, mc, p)
 	if err != nil {
 		a.discard(ctx, mc)
