@@ -26,7 +26,8 @@ import (
 
 const daemonIdle = 10 * time.Second
 
-// guestDaemon is row 15.
+// guestDaemon is row 15. In a sandbox the daemon is what started the command that
+// looks; process 1, which keeps it, is the same program, and its time counts, too.
 func (r *run) guestDaemon(ctx context.Context) ([]figure.Figure, error) {
 	size, inside := figure.Mebibytes("guest daemon, its program"), figure.Mebibytes("the same as the sandbox's kernel tells it")
 	resident, file := figure.Mebibytes("guest daemon, resident, on this host's kernel"), figure.Mebibytes("of that its program's file")
@@ -51,7 +52,7 @@ func (r *run) guestDaemon(ctx context.Context) ([]figure.Figure, error) {
 			unit int64
 		}{
 			{"stat -L -c %s /proc/1/exe", size, 1},
-			{"awk '/^VmRSS/{print $2}' /proc/1/status", inside, 1 << 10},
+			{"awk '/^VmRSS/{print $2}' /proc/$PPID/status", inside, 1 << 10},
 		} {
 			n, err := ask(q.line)
 			if err != nil {
@@ -60,7 +61,7 @@ func (r *run) guestDaemon(ctx context.Context) ([]figure.Figure, error) {
 			q.into.Bytes(n * q.unit)
 		}
 		// In one command: starting one costs the daemon time of its own.
-		ticks, err := ask(fmt.Sprintf("t() { awk '{print $14+$15}' /proc/1/stat; }; a=$(t); sleep %d; echo $(($(t)-a))", int(daemonIdle.Seconds())))
+		ticks, err := ask(fmt.Sprintf("t() { awk '{n+=$14+$15} END{print n}' /proc/1/stat /proc/$PPID/stat; }; a=$(t); sleep %d; echo $(($(t)-a))", int(daemonIdle.Seconds())))
 		cpu.Add(float64(ticks) / daemonIdle.Seconds()) // a tick is a hundredth of a second
 		return err
 	})

@@ -44,6 +44,8 @@ type Options struct {
 	Reaper *reap.Reaper
 	// Interpreter is what the image says of its code interpreter; nil: it has none.
 	Interpreter *code.Marker
+	// Memory outlives this process; nil: nothing does.
+	Memory Memory
 	// Log takes what nobody else is told.
 	Log *slog.Logger
 }
@@ -64,15 +66,17 @@ type Daemon struct {
 	services http.Handler // behind the guards
 }
 
-// New returns a sealed daemon that listens nowhere yet.
+// New returns a daemon that listens nowhere yet: sealed, or as the one before it
+// was, if that one had an identity and was killed.
 func New(o Options) *Daemon {
-	d := &Daemon{log: o.Log, system: o.System, state: newState(), meter: newMeter(), conns: newConnections(), root: "/"}
+	d := &Daemon{log: o.Log, system: o.System, state: newState(o.Memory), meter: newMeter(), conns: newConnections(), root: "/"}
 	d.process = process.New(process.Options{Reaper: o.Reaper, Session: d.state.session})
 	d.files = files.New(files.Options{Session: d.state.session, Guard: d.guardFile})
 	d.handler = d.routes()
 	if o.Interpreter != nil {
 		d.code = &interpreter{marker: *o.Interpreter, reaper: o.Reaper, log: o.Log}
 	}
+	d.recall()
 	return d
 }
 

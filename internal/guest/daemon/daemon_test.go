@@ -33,22 +33,28 @@ type fixture struct {
 	daemon *Daemon
 	url    string
 	hc     *http.Client
+	reaper *reap.Reaper
 }
 
 func serve(t *testing.T) *fixture {
 	t.Helper()
 	reaper := reap.New(reap.Children)
-	d := New(Options{Reaper: reaper, Log: slog.New(slog.DiscardHandler)})
+	t.Cleanup(reaper.Close)
+	return serveWith(t, Options{Reaper: reaper, Log: slog.New(slog.DiscardHandler)})
+}
+
+func serveWith(t *testing.T, o Options) *fixture {
+	t.Helper()
+	d := New(o)
 	srv := httptest.NewUnstartedServer(d.Handler())
 	srv.Config.ConnState = d.conns.track
 	srv.Start()
-	f := &fixture{T: t, daemon: d, url: srv.URL, hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	f := &fixture{T: t, daemon: d, reaper: o.Reaper, url: srv.URL, hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	t.Cleanup(func() {
 		srv.Close()
 		d.conns.closeForwards()
 		d.process.Close()
 		d.files.Close()
-		reaper.Close()
 	})
 	return f
 }

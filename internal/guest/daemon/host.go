@@ -57,7 +57,7 @@ func (d *Daemon) init(w http.ResponseWriter, r *http.Request) {
 			d.log.Warn("init: the code interpreter does not start", "err", err)
 		}
 	}
-	d.state.set(next)
+	d.remember(next)
 	if was.wait != nil {
 		was.wait.goesOn = req.GoesOn
 		close(was.wait.lifted)
@@ -87,7 +87,7 @@ func (d *Daemon) quiesce(w http.ResponseWriter, r *http.Request) {
 		now = identity{sealed: true, id: now.id, session: account.Session{User: "root"}, wait: now.wait}
 		d.conns.closeOthers(r)
 	}
-	d.state.set(now)
+	d.remember(now)
 	if d.system != nil {
 		if req.Forget {
 			d.system.forget()
@@ -98,6 +98,13 @@ func (d *Daemon) quiesce(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// remember makes an identity the daemon's.
+func (d *Daemon) remember(i identity) {
+	if err := d.state.set(i); err != nil {
+		d.log.Error("a daemon after this one will not know whose it is", "err", err)
+	}
 }
 
 // decode reads a JSON body of bounded size that holds exactly one value.

@@ -8,7 +8,7 @@ import (
 
 func TestInterpreterWantsTheToken(t *testing.T) {
 	ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
-	d := &Daemon{state: newState()}
+	d := &Daemon{state: newState(nil)}
 	d.state.set(identity{token: "secret"})
 	for _, tc := range []struct {
 		name, method, target, header, value string

@@ -48,9 +48,10 @@ func (d *Daemon) inventory(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// stopOthers stops every process but this one, the first of its machine.
+// stopOthers stops every process but this one and the first of the machine, which
+// keeps it.
 func (s *System) stopOthers() {
-	if os.Getpid() == 1 { // elsewhere it would stop a stranger's
+	if os.Getppid() == 1 { // elsewhere it would stop a stranger's
 		_ = unix.Kill(-1, unix.SIGSTOP) // there may be none
 	}
 }

@@ -29,16 +29,18 @@ type hold struct {
 
 // state holds the current identity.
 type state struct {
-	mu  sync.RWMutex
-	now identity
+	mu     sync.RWMutex
+	now    identity
+	memory Memory // nil: the identity ends with this process
 
 	// initMu makes Init and Quiesce exclude each other.
 	initMu sync.Mutex
 }
 
-func newState() *state {
-	return &state{now: identity{sealed: true, session: account.Session{User: "root"}}}
-}
+func newState(m Memory) *state { return &state{now: nobodys(), memory: m} }
+
+// nobodys is the identity of a daemon before its first Init.
+func nobodys() identity { return identity{sealed: true, session: account.Session{User: "root"}} }
 
 func (s *state) get() identity {
 	s.mu.RLock()
@@ -46,10 +48,14 @@ func (s *state) get() identity {
 	return s.now
 }
 
-func (s *state) set(i identity) {
+// set replaces the identity, in the memory first. An error is for the log: nothing
+// is remembered then, so a daemon after this one waits for the host's Init.
+func (s *state) set(i identity) error {
+	err := i.keep(s.memory)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now = i
+	return err
 }
 
 func (s *state) session() account.Session { return s.get().session }
@@ -77,9 +83,11 @@ func environment(req guest.InitRequest) map[string]string {
 	maps.Copy(env, req.Env)
 	env["E2B_SANDBOX"] = "true"
 	env["E2B_SANDBOX_ID"] = req.SandboxID
-	env["E2B_TEMPLATE_ID"] = req.TemplateID
+	env[templateVariable] = req.TemplateID
 	return env
 }
+
+const templateVariable = "E2B_TEMPLATE_ID"
 
 const minSeed = 32 // bytes
 

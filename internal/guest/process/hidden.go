@@ -13,7 +13,8 @@ import (
 	"hearth/internal/guest/process/reap"
 )
 
-// Hidden is a process that the daemon runs for its own services. No RPC lists or reaches it.
+// Hidden is a process that the daemon runs for its own services. No RPC lists or reaches
+// it, and it ends with the daemon: the next one knows nothing of it.
 type Hidden struct {
 	Who    account.Account
 	Argv   []string          // Argv[0] is looked up in PATH
@@ -35,7 +36,7 @@ func (h Hidden) Start(r *reap.Reaper) (*Running, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &launch{who: h.Who, argv: h.Argv, env: env, path: path, dir: h.Dir}
+	l := &launch{who: h.Who, argv: h.Argv, env: env, path: path, dir: h.Dir, bound: true}
 	s := &streams{}
 	if err := s.openMerged(l); err != nil {
 		s.closeAll()

@@ -31,6 +31,9 @@ type launch struct {
 	dir  string
 	pty  *pty.Winsize // nil: pipes
 	tap  bool         // stdin is a pipe, not /dev/null
+	// bound processes are killed when the thread that started them ends; threads of
+	// this program end with it.
+	bound bool
 }
 
 // prepare checks a request and works out how to run it.
@@ -192,6 +195,9 @@ func (l *launch) start(r *reap.Reaper, s *streams) (*reap.Child, error) {
 		Dir: l.dir, Env: l.env,
 		Files: []uintptr{uintptr(s.child[0]), uintptr(s.child[1]), uintptr(s.child[2])},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: l.pty != nil, Ctty: 0},
+	}
+	if l.bound {
+		attr.Sys.Pdeathsig = unix.SIGKILL
 	}
 	if os.Geteuid() == 0 {
 		attr.Sys.Credential = &syscall.Credential{Uid: l.who.UID, Gid: l.who.GID, Groups: l.who.Groups}

@@ -5,6 +5,7 @@ which names a template with a code interpreter; empty runs no cell.
 """
 
 import os
+import time
 import unittest
 import uuid
 
@@ -49,8 +50,6 @@ class Core(unittest.TestCase):
         for a, b in zip(mine[:3], others[:3]):
             self.assertNotEqual(a, b)
         clock = int(self.run_in(self.sbx, "date +%s").stdout)
-        import time
-
         self.assertLess(abs(time.time() - clock), 5)
 
     def test_isolation(self):
@@ -80,6 +79,41 @@ class Core(unittest.TestCase):
         with self.assertRaises(NotFoundException):
             Sandbox.connect(p.sandbox_id)
 
+    def test_killed_daemon(self):
+        """Root inside kills the guest daemon: another one takes its place, and the sandbox is what it was."""
+        s = Sandbox.create(TEMPLATE, envs={"OWNER": "me"}, **OPTIONS)
+        try:
+            sleeper = s.commands.run("exec sleep 4321", background=True, timeout=0)
+            s.files.write("kept", "1")
+            self.run_in(s, "kill -9 1; kill -STOP 1; kill -TERM 1; kill -INT 1")  # it keeps the daemon, and nobody inside ends it
+            for killed in range(2):
+                daemon = self.run_in(s, "echo $PPID; tr '\\0' ' ' < /proc/$PPID/cmdline").stdout.split()
+                self.assertIn("hearth-guest", daemon[1])
+                self.assertNotEqual(daemon[0], "1", "the first process is the daemon itself")
+                with self.assertRaises(Exception, msg="a command outlived the daemon that it was told to"):
+                    self.run_in(s, "kill -9 $PPID; sleep 60")
+                state = f"echo $PPID $OWNER $(cat /home/user/kept) $(cat /proc/{sleeper.pid}/comm)"
+                after = self.again(s, state).split()
+                self.assertNotEqual(after[0], daemon[0])
+                self.assertEqual(after[1:], ["me", "1", "sleep"], f"after {killed + 1} deaths of the daemon")
+            s.pause(request_timeout=120)
+            s = Sandbox.connect(s.sandbox_id, timeout=600, request_timeout=120)
+            self.assertEqual(self.run_in(s, state).stdout.split()[1:], ["me", "1", "sleep"])
+        finally:
+            s.kill()
+
+    def again(self, sbx, line):
+        """Runs a command as soon as somebody is there to run it."""
+        until = time.monotonic() + 60
+        while True:
+            try:
+                return self.run_in(sbx, line).stdout
+            except CommandExitException:
+                raise
+            except Exception:
+                if time.monotonic() > until:
+                    raise
+
     @unittest.skipUnless(CELL, "no template with a code interpreter on this driver")
     def test_cell(self):
         from e2b_code_interpreter import Sandbox as Interpreter
@@ -87,6 +121,19 @@ class Core(unittest.TestCase):
         with Interpreter.create(CELL, **OPTIONS) as s:
             r = s.run_code("import sys\nx = 6 * 7\nprint(sys.platform)\nx", timeout=60)
             self.assertEqual((r.text, "".join(r.logs.stdout)), ("42", "linux\n"))
+            # A kernel ends with the daemon that started it; the next daemon starts its own.
+            with self.assertRaises(Exception, msg="a command outlived the daemon that it was told to"):
+                self.run_in(s, "kill -9 $PPID; sleep 60")
+            until, answer = time.monotonic() + 120, None
+            while answer != "2" and time.monotonic() < until:
+                try:
+                    answer = s.run_code("1 + 1", timeout=60).text
+                except Exception as e:
+                    answer = e
+            self.assertEqual(answer, "2")
+            self.assertEqual(s.run_code("x").error.name, "NameError")
+            kernels = self.run_in(s, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c 'python/launch[.]py'").stdout
+            self.assertEqual(kernels, "1\n", "kernels that run")
 
 
 if __name__ == "__main__":
