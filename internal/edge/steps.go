@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -73,7 +72,7 @@ func (s *step) follow(resp *http.Response) {
 		return // nothing ran
 	}
 	t := &tail{ReadCloser: resp.Body, step: s}
-	if !s.cell && strings.HasPrefix(s.kind, "application/connect+") {
+	if !s.cell && label.Framed(s.kind) {
 		t.frames = bufio.NewReaderSize(resp.Body, peek)
 	}
 	resp.Body = t
@@ -123,7 +122,7 @@ func (s *sample) taken() []byte {
 type tail struct {
 	io.ReadCloser
 	step   *step
-	frames *bufio.Reader // of a Connect stream; else nil
+	frames *bufio.Reader // of a Connect or gRPC stream; else nil
 	left   int64         // bytes of the message under way
 	over   bool          // the step was taken
 }
@@ -161,7 +160,7 @@ func (t *tail) look() {
 		return
 	}
 	t.left = label.Header + size
-	if flags&label.EndStream == 0 {
+	if flags&(label.EndStream|label.Trailers) == 0 {
 		if flags&label.Compressed != 0 || size > maxEnd {
 			return
 		}

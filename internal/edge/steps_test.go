@@ -66,19 +66,27 @@ func TestStepBeforeTheEnd(t *testing.T) {
 	cell := `{"code":"x = 1\nx"}`
 	start := frame(0, `{"event":{"start":{"pid":7}}}`)
 	long := frame(0, `{"event":{"data":{"stdout":"`+strings.Repeat("aGk=", 5000)+`"}}}`)
+	const binary = "\n\r\n\x02sh\x12\x02-c\x12\x03pwd" // StartRequest, in protobuf
+	hi, over := frame(0, "\n\x06\x12\x04\n\x02hi"), frame(0, "\n\x04\x1a\x02\x10\x01")
 	for _, tc := range []struct {
 		name, port, path, send string
 		answer                 []string
 		seen                   string // when the step is taken
 		label                  string
+		kind                   string // of the content; empty: Connect's in JSON
 	}{
-		{"a command", "49983", startPath, frame(0, ls), []string{start, long, frame(0, data), frame(0, ended), frame(2, "{}")}, start + long + frame(0, data), "ls"},
-		{"all at once", "49983", startPath, frame(0, ls), []string{start + frame(0, data) + frame(0, ended) + frame(2, "{}")}, start + frame(0, data), "ls"},
-		{"in small pieces", "49983", startPath, frame(0, ls), strings.Split(frame(0, data)+frame(0, ended)+frame(2, "{}"), ""), frame(0, data), "ls"},
-		{"no message says the end", "49983", startPath, frame(0, ls), []string{start, frame(2, "{}")}, start, "ls"},
-		{"compressed", "49983", startPath, frame(0, ls), []string{start, frame(1, ended), frame(2, "{}")}, start + frame(1, ended), "ls"},
-		{"cut short", "49983", startPath, frame(0, ls), []string{start, "\x00\x00"}, start + "\x00\x00", "ls"},
-		{"a cell", "49999", "/execute", cell, []string{`{"type":"result"}` + "\n", `{"type":"end_of_execution"}` + "\n"}, `{"type":"result"}` + "\n" + `{"type":"end_of_execution"}` + "\n", "cell x = 1"},
+		{"gRPC", "49983", startPath, frame(0, binary), []string{hi, over}, hi, "pwd", "application/grpc"},
+		{"gRPC, typed", "49983", startPath, frame(0, binary), []string{hi, over}, hi, "pwd", "application/grpc+proto; charset=utf-8"},
+		{"gRPC-Web", "49983", startPath, frame(0, binary), []string{hi, over, frame(0x80, "grpc-status: 0\r\n")}, hi, "pwd", "application/grpc-web+proto"},
+		{"gRPC-Web without an end", "49983", startPath, frame(0, binary), []string{hi, frame(0x80, "grpc-status: 2\r\n")}, hi, "pwd", "application/grpc-web"},
+		{"gRPC in JSON", "49983", startPath, frame(0, ls), []string{frame(0, data), frame(0, ended)}, frame(0, data), "ls", "application/grpc+json"},
+		{"a command", "49983", startPath, frame(0, ls), []string{start, long, frame(0, data), frame(0, ended), frame(2, "{}")}, start + long + frame(0, data), "ls", ""},
+		{"all at once", "49983", startPath, frame(0, ls), []string{start + frame(0, data) + frame(0, ended) + frame(2, "{}")}, start + frame(0, data), "ls", ""},
+		{"in small pieces", "49983", startPath, frame(0, ls), strings.Split(frame(0, data)+frame(0, ended)+frame(2, "{}"), ""), frame(0, data), "ls", ""},
+		{"no message says the end", "49983", startPath, frame(0, ls), []string{start, frame(2, "{}")}, start, "ls", ""},
+		{"compressed", "49983", startPath, frame(0, ls), []string{start, frame(1, ended), frame(2, "{}")}, start + frame(1, ended), "ls", ""},
+		{"cut short", "49983", startPath, frame(0, ls), []string{start, "\x00\x00"}, start + "\x00\x00", "ls", ""},
+		{"a cell", "49999", "/execute", cell, []string{`{"type":"result"}` + "\n", `{"type":"end_of_execution"}` + "\n"}, `{"type":"result"}` + "\n" + `{"type":"end_of_execution"}` + "\n", "cell x = 1", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			town := newTown()
@@ -92,7 +100,11 @@ func TestStepBeforeTheEnd(t *testing.T) {
 				return <-goOn
 			}
 			_, s := town.open(t, Config{})
-			resp := send(t, s, tc.port, tc.path, tc.send, nil)
+			resp := send(t, s, tc.port, tc.path, tc.send, func(r *http.Request) {
+				if tc.kind != "" {
+					r.Header.Set("Content-Type", tc.kind)
+				}
+			})
 			before := make([]byte, len(tc.seen))
 			_, err := io.ReadFull(resp.Body, before)
 			must(t, err)

@@ -10,15 +10,31 @@ import (
 	"strings"
 )
 
-// Header is the length of what stands before every message of a Connect stream: a
-// byte of flags and the length of the message in four, big endian.
+// Header is the length of what stands before every message of a Connect or gRPC
+// stream: a byte of flags and the length of the message in four, big endian.
 const Header = 5
 
-// Flags of a message.
+// Flags of a message. A stream's last one has EndStream with Connect, Trailers with
+// gRPC-Web; with gRPC there is none.
 const (
 	Compressed = 1
 	EndStream  = 2
+	Trailers   = 0x80
 )
+
+// Framed reports whether a body of this type is a stream of messages with headers.
+// gRPC-Web's text form is none: it is base64.
+func Framed(contentType string) bool {
+	return strings.HasPrefix(contentType, "application/connect+") ||
+		strings.HasPrefix(contentType, "application/grpc") && !strings.HasPrefix(contentType, "application/grpc-web-text")
+}
+
+// inJSON reports whether the messages of a stream are in JSON; else they are in
+// protobuf's binary form.
+func inJSON(contentType string) bool {
+	kind, _, _ := strings.Cut(contentType, ";")
+	return strings.HasSuffix(strings.TrimSpace(kind), "+json")
+}
 
 // Frame reads the header of a message.
 func Frame(b []byte) (flags byte, size int64, ok bool) {
@@ -47,7 +63,7 @@ func Command(contentType string, body []byte) string {
 	msg := body[Header:]
 	msg = msg[:min(int64(len(msg)), size)]
 	var s start
-	if strings.HasPrefix(contentType, "application/connect+proto") {
+	if !inJSON(contentType) {
 		s.decode(msg)
 	} else if json.Unmarshal(msg, &s) != nil {
 		return "command"
@@ -95,7 +111,7 @@ func (s *start) decode(msg []byte) {
 // Ends reports whether a message of the answer to process.Process/Start says that
 // the process has ended.
 func Ends(contentType string, msg []byte) bool {
-	if strings.HasPrefix(contentType, "application/connect+proto") {
+	if !inJSON(contentType) {
 		ends := false
 		fields(msg, func(number uint64, event []byte) {
 			if number == 1 {
