@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +55,7 @@ func (m *Manager) build(s *Slot) (err error) {
 	if err := m.furnishHost(s); err != nil {
 		return err
 	}
-	return awaitCarrier(inside, s.Device)
+	return awaitCarrier(ns, inside, s.Device)
 }
 
 // Ends of a veth, as in hardwareAddr.
@@ -112,9 +113,14 @@ func (m *Manager) furnishHost(s *Slot) error {
 // awaitCarrier waits until a device can send. The end of a veth that is set up
 // first is put to work by the kernel a moment after the other; a packet sent
 // before is lost, which costs a TCP connection a second.
-func awaitCarrier(h *netlink.Handle, device string) error {
-	const patience, pause = 5 * time.Second, 100 * time.Microsecond
-	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+func awaitCarrier(ns vnetns.NsHandle, h *netlink.Handle, device string) error {
+	const patience = 5 * time.Second
+	news, err := nl.SubscribeAt(ns, vnetns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
+	if err != nil {
+		return fmt.Errorf("listening for changes of %s: %w", device, err)
+	}
+	defer news.Close()
+	for deadline := time.Now().Add(patience); ; {
 		link, err := h.LinkByName(device)
 		if err != nil {
 			return fmt.Errorf("finding %s: %w", device, err)
@@ -122,8 +128,16 @@ func awaitCarrier(h *netlink.Handle, device string) error {
 		if link.Attrs().OperState == netlink.OperUp {
 			return nil
 		}
-		if time.Now().After(deadline) {
+		left := unix.NsecToTimeval(time.Until(deadline).Nanoseconds())
+		if left.Sec < 0 || left == (unix.Timeval{}) { // none would mean to wait for ever
 			return fmt.Errorf("%s does not come up", device)
+		}
+		if err := news.SetReceiveTimeout(&left); err != nil {
+			return fmt.Errorf("listening for changes of %s: %w", device, err)
+		}
+		// Whatever it says, and if some of it was lost: the device is asked again.
+		if _, _, err := news.Receive(); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("listening for changes of %s: %w", device, err)
 		}
 	}
 }

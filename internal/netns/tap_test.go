@@ -55,7 +55,7 @@ func newVM(t testing.TB, m *Manager) *vm {
 	outside, err := netlink.NewHandleAt(handle(t, s.NetNS))
 	must(t, err)
 	defer outside.Close()
-	must(t, awaitCarrier(outside, tapDevice)) // it was up before it was opened
+	must(t, awaitCarrier(handle(t, s.NetNS), outside, tapDevice)) // it was up before it was opened
 	go carry(v.outer, v.inner)
 	go carry(v.inner, v.outer)
 	return v

@@ -122,11 +122,11 @@ func newWorld(t testing.TB) *world {
 	inside, err := netlink.NewHandleAt(ns)
 	must(t, err)
 	defer inside.Close()
-	must(t, awaitCarrier(inside, "eth0"))
+	must(t, awaitCarrier(ns, inside, "eth0"))
 	outside, err := netlink.NewHandle()
 	must(t, err)
 	defer outside.Close()
-	must(t, awaitCarrier(outside, "up0"))
+	must(t, awaitCarrier(vnetns.None(), outside, "up0"))
 	return w
 }
 

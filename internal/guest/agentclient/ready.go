@@ -17,6 +17,11 @@ const healthPath = "/health"
 
 // Ready waits until the daemon answers its health check, sealed or not, or ctx
 // ends. It tells the daemon nothing, so that the machine may still become anybody's.
+//
+// It asks again and again, because nobody tells: a guest can call nothing on its
+// host, by design, and a kernel answers a connection to a port that is not open yet
+// by refusing it at once. As a rule only a machine that boots is asked more than once; in one
+// that was restored or thawed the daemon listens already.
 func (c *Client) Ready(ctx context.Context) error {
 	p := newPatience()
 	for {
