@@ -101,6 +101,37 @@ type FileKeeper interface {
 	CheckpointFiles(ctx context.Context, dir string) (*Checkpoint, error)
 }
 
+// A Preparer is a Driver that can do ahead of time what a restore does before it
+// looks at the checkpoint.
+type Preparer interface {
+	// Prepare makes a blank of a spec whose From is nil. When it fails nothing is
+	// left behind.
+	Prepare(ctx context.Context, spec Spec) (Blank, error)
+}
+
+// A Blank is a machine that waits for its state: its processes and its memory on
+// the host are there, and no guest. Until it is restored it runs nobody's code and
+// can reach nobody. It ends with the process that prepared it; what is left
+// then is removed by Sweep, as of a start that was cut short.
+type Blank interface {
+	// Restore makes the machine that Start would make of the spec with this
+	// checkpoint. It works once: whatever comes of it, the blank is used up, and
+	// after an error nothing is left behind. FailedPrecondition says that
+	// the checkpoint does not fit this blank; Start may still be able to restore it.
+	Restore(ctx context.Context, from *Checkpoint) (Machine, error)
+
+	// Memory is what it holds of the host's now, in bytes.
+	Memory() int64
+
+	// Done is closed when the blank has ended. Once it was asked to be restored it
+	// says nothing any more.
+	Done() <-chan struct{}
+
+	// Close frees every host resource, spec.Dir included. Idempotent; it does
+	// nothing to a machine that was restored.
+	Close(ctx context.Context) error
+}
+
 // Spec is everything Start needs. It is plain data so that it can be logged,
 // compared in tests and sent to a helper process. It holds no secrets.
 type Spec struct {

@@ -47,6 +47,7 @@ type testCase struct {
 	memory bool // needs Capabilities.MemorySnapshot
 	files  bool // needs Capabilities.FileSnapshot
 	kernel bool // needs Env.Kernel
+	blank  bool // needs a driver.Preparer
 	run    func(t *testing.T, env Env)
 }
 
@@ -65,6 +66,12 @@ func cases() []testCase {
 		{name: "RestoreKeepsMemoryAndFiles", memory: true, run: restoreKeeps},
 		{name: "TwoRestoresAreIsolated", memory: true, run: twoRestores},
 		{name: "NothingIsLostOverTenRestores", memory: true, run: lostWrites},
+		{name: "BlankIsRestored", memory: true, blank: true, run: blankIsRestored},
+		{name: "BlankIsUsedOnce", memory: true, blank: true, run: blankIsUsedOnce},
+		{name: "BlankIsClosed", memory: true, blank: true, run: blankIsClosed},
+		{name: "BlankIsSwept", memory: true, blank: true, run: blankIsSwept},
+		{name: "BlankMeetsBadCheckpoints", memory: true, blank: true, run: blankMeetsBadCheckpoints},
+		{name: "CancelledBlanksLeaveNothing", memory: true, blank: true, run: cancelledBlanks},
 		{name: "ClonesDrawTheirOwnRandomness", memory: true, kernel: true, run: clonesDraw},
 		{name: "ClockAfterRestore", memory: true, kernel: true, run: clockAfterRestore},
 		{name: "CertificateOfThisSecondIsTrusted", memory: true, kernel: true, run: justIssued},
@@ -115,6 +122,9 @@ func Run(t *testing.T, env Env) {
 			}
 			if c.kernel && !env.Kernel {
 				t.Skip("the driver's guests are no programs")
+			}
+			if _, able := env.Driver(t).(driver.Preparer); c.blank && !able {
+				t.Skip("the driver makes nothing ahead of a restore")
 			}
 			c.run(t, env)
 		})

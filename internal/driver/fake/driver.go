@@ -38,11 +38,8 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 
 // Start runs the host's Program in a new guest.
 func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
-	if err := spec.Check(); err != nil {
+	if err := d.check(spec); err != nil {
 		return nil, err
-	}
-	if tap := spec.Net.Tap != ""; spec.Net.NetNS != "" && tap != d.host.cfg.Tap {
-		return nil, hearth.Errorf(hearth.InvalidArgument, "net.tap is %q on a host with Tap %t", spec.Net.Tap, d.host.cfg.Tap)
 	}
 	memory := map[string]string{}
 	if spec.From != nil {
@@ -54,6 +51,26 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 	if err := d.host.before(ctx, Start, spec.ID); err != nil {
 		return nil, err
 	}
+	m, err := d.place(spec, memory)
+	if err != nil {
+		return nil, err
+	}
+	d.run(m)
+	return m, nil
+}
+
+func (d *Driver) check(spec driver.Spec) error {
+	if err := spec.Check(); err != nil {
+		return err
+	}
+	if tap := spec.Net.Tap != ""; spec.Net.NetNS != "" && tap != d.host.cfg.Tap {
+		return hearth.Errorf(hearth.InvalidArgument, "net.tap is %q on a host with Tap %t", spec.Net.Tap, d.host.cfg.Tap)
+	}
+	return nil
+}
+
+// place puts a machine into the host and its directory.
+func (d *Driver) place(spec driver.Spec, memory map[string]string) (*machine, error) {
 	m := newMachine(d.host, spec, memory)
 	if err := d.host.add(m); err != nil {
 		return nil, err
@@ -62,10 +79,13 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 		d.host.remove(m)
 		return nil, hearth.Wrap(hearth.Internal, err, "cannot write the machine's directory")
 	}
+	return m, nil
+}
+
+func (d *Driver) run(m *machine) {
 	if d.host.cfg.Program != nil {
 		d.host.cfg.Program(m.guest)
 	}
-	return m, nil
 }
 
 // load reads a checkpoint, after the checks that the contract asks for.

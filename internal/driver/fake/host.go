@@ -29,6 +29,8 @@ type Op string
 const (
 	Probe      Op = "probe"
 	Start      Op = "start"
+	Prepare    Op = "prepare"
+	Restore    Op = "restore" // of a blank
 	Attach     Op = "attach"
 	Sweep      Op = "sweep"
 	Dial       Op = "dial"

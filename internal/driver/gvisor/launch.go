@@ -7,10 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/log"
-	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/specutils"
 
@@ -21,24 +22,32 @@ import (
 // marks all its descriptors close-on-exec. None of that can be done to a server
 // with other work, so it is done by a launcher: this program executed once more,
 // which makes one sandbox, reports, and ends. The sandbox outlives it, and us.
+//
+// The launcher of a blank stays until it is told what to restore. When we end, or
+// close it, it takes the sandbox with it, in which nothing runs yet.
 
-// Descriptors of the launcher. 0, 1 and 2 become the guest's console.
+// Descriptors of the launcher. 0, 1 and 2 become the guest's console; what it got
+// beyond these from whoever started us is closed.
 const (
-	requestFD = 3 // a launchRequest, then held open: when we die it ends, and so does the launcher
+	requestFD = 3 // launchRequests, then held open: when we die it ends, and so does the launcher
 	replyFD   = 4
 )
 
-// launchRequest is what the launcher is told, as one JSON value.
+// launchRequest is what the launcher is told, as one JSON value. Of a second one,
+// for a sandbox that waits, only Image and Memory count.
 type launchRequest struct {
-	Flags  []string `json:"flags"`
+	Flags  []string `json:"flags,omitempty"`
 	ID     string   `json:"id"`
-	Bundle string   `json:"bundle"`
-	Image  string   `json:"image"` // checkpoint to restore; empty boots
-	Limit  int64    `json:"limit"` // of the cgroup's memory while the guest runs, in bytes
+	Bundle string   `json:"bundle,omitempty"`
+	Image  string   `json:"image,omitempty"` // checkpoint to restore; empty boots, or waits
+	Wait   bool     `json:"wait,omitempty"`  // make the sandbox only; another request follows
+	Limit  int64    `json:"limit,omitempty"` // of the cgroup's memory while the guest runs, in bytes
 	Memory memory   `json:"memory"`
+
+	gone bool // there is no request, and nobody to ask
 }
 
-// launchReply is what it answers.
+// launchReply is what it answers to each.
 type launchReply struct {
 	PID   int    `json:"pid"`
 	Error string `json:"error"`
@@ -46,67 +55,148 @@ type launchReply struct {
 
 // launcherMain is the launcher's main function; it returns the exit code.
 func launcherMain() int {
-	stampVersion()
-	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}})
-	request, reply := os.NewFile(requestFD, "request"), os.NewFile(replyFD, "reply")
-	var req launchRequest
-	if err := json.NewDecoder(request).Decode(&req); err != nil {
-		fmt.Fprintln(reply, `{"error":"no request"}`)
+	if err := closeInherited(replyFD + 1); err != nil {
 		return 1
 	}
-	go func() {
-		_, _ = io.Copy(io.Discard, request)
-		os.Exit(2) // whoever asked is gone: what is half made will be swept
-	}()
+	stampVersion()
+	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}})
+	reply := json.NewEncoder(os.NewFile(replyFD, "reply"))
+	requests := listen(os.NewFile(requestFD, "request"))
+	req := <-requests
+	if req.gone {
+		return 1
+	}
+	box, err := create(req)
+	if err == nil && req.Wait {
+		if reply.Encode(launchReply{PID: box.Sandbox.Getpid()}) != nil {
+			return abandon(box)
+		}
+		next := <-requests
+		if next.gone {
+			return abandon(box)
+		}
+		req.Image, req.Memory = next.Image, next.Memory
+	}
+	if err == nil {
+		err = start(box, req)
+	}
 	var answer launchReply
-	pid, err := launch(req)
 	if err != nil {
 		answer.Error = err.Error()
+	} else {
+		answer.PID = box.Sandbox.Getpid()
 	}
-	answer.PID = pid
-	if err := json.NewEncoder(reply).Encode(answer); err != nil {
+	if reply.Encode(answer) != nil {
 		return 1
 	}
 	return 0
 }
 
-// launch makes the sandbox and lets its guest run.
-func launch(req launchRequest) (int, error) {
+// closeInherited closes the descriptors from first on that the starter of our
+// starter left open for everyone: this process may wait for long, and whoever
+// reads the other end of one would wait for it. Those of our own are all
+// closed on execution, and thereby known.
+func closeInherited(first int) error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < first {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
+}
+
+// listen reads requests until whoever asks is gone. Then it ends a launcher that
+// is busy, whose half-made sandbox will be swept; one that waits is told.
+func listen(from io.Reader) <-chan launchRequest {
+	requests := make(chan launchRequest)
+	go func() {
+		in := json.NewDecoder(from)
+		for {
+			var req launchRequest
+			if err := in.Decode(&req); err != nil {
+				break
+			}
+			requests <- req
+		}
+		select {
+		case requests <- launchRequest{gone: true}:
+		default:
+			os.Exit(2)
+		}
+	}()
+	return requests
+}
+
+// abandon removes a sandbox that nobody waits for any more.
+func abandon(box *container.Container) int {
+	_ = box.Destroy()
+	return 2
+}
+
+// create makes the sandbox, up to where it waits for what to run.
+func create(req launchRequest) (*container.Container, error) {
 	conf, err := runtimeConfig(req.Flags)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	spec, err := specutils.ReadSpec(req.Bundle, conf)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	readAhead(req.Image, req.Memory.Layers)
-	c, err := container.New(conf, container.Args{ID: req.ID, Spec: spec, BundleDir: req.Bundle})
+	box, err := container.New(conf, container.Args{ID: req.ID, Spec: spec, BundleDir: req.Bundle})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	if err := run(conf, c, req); err != nil {
-		_ = c.Destroy()
-		return 0, err
+	if err := bound(box, req.Limit); err != nil {
+		_ = box.Destroy()
+		return nil, err
 	}
-	return c.Sandbox.Getpid(), nil
+	return box, nil
 }
 
-func run(conf *config.Config, c *container.Container, req launchRequest) error {
-	limit := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &req.Limit}}
-	if cg := c.Sandbox.CgroupJSON.Cgroup; cg != nil {
-		if err := cg.Update(limit); err != nil {
-			return fmt.Errorf("raising the memory limit: %w", err)
-		}
-		if err := hostproc.ForbidSwap(cg.MakePath("memory")); err != nil {
-			return fmt.Errorf("forbidding swap: %w", err)
+// bound raises the memory limit, once the guest's size is fixed, to what all of
+// the sandbox may have.
+func bound(box *container.Container, limit int64) error {
+	cg := box.Sandbox.CgroupJSON.Cgroup
+	if cg == nil {
+		return nil
+	}
+	if err := cg.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+		return fmt.Errorf("raising the memory limit: %w", err)
+	}
+	if err := hostproc.ForbidSwap(cg.MakePath("memory")); err != nil {
+		return fmt.Errorf("forbidding swap: %w", err)
+	}
+	return nil
+}
+
+// start lets a created sandbox's guest run. After an error the sandbox is gone.
+func start(box *container.Container, req launchRequest) error {
+	conf, err := runtimeConfig(req.Flags)
+	if err == nil {
+		if req.Image == "" {
+			err = box.Start(conf)
+		} else {
+			if req.Wait {
+				readAhead(req.Image, req.Memory.Layers)
+			}
+			setMemory(box, req.Memory)
+			err = box.Restore(conf, req.Image, false, true, nil)
 		}
 	}
-	if req.Image == "" {
-		return c.Start(conf)
+	if err != nil {
+		_ = box.Destroy()
 	}
-	setMemory(c, req.Memory)
-	return c.Restore(conf, req.Image, false, true, nil)
+	return err
 }
 
 // readAhead asks the kernel for a checkpoint's pages while the sandbox is still

@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,31 +27,44 @@ func (d *Driver) Name() string { return Name }
 
 // Start boots or restores a machine.
 func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
-	if err := d.checkSpec(spec); err != nil {
+	m, err := begin(ctx, d, spec, d.start)
+	if err != nil {
 		return nil, err
+	}
+	return m, nil
+}
+
+// begin checks the spec, reserves users and makes something of it. When it fails
+// nothing is left.
+func begin[M any](ctx context.Context, d *Driver, spec driver.Spec, make func(context.Context, driver.Spec, origin) (M, error)) (made M, err error) {
+	if err := d.checkSpec(spec); err != nil {
+		return made, err
 	}
 	from, err := d.origin(spec)
 	if err != nil {
-		return nil, err
+		return made, err
 	}
 	firstUID, err := d.uids.Take(spec.ID)
 	if err != nil {
 		if hearth.KindOf(err) != hearth.Internal {
-			return nil, err
+			return made, err
 		}
-		return nil, hearth.Wrap(hearth.Internal, err, "no range of user IDs can be reserved")
+		return made, hearth.Wrap(hearth.Internal, err, "no range of user IDs can be reserved")
 	}
 	from.firstUID = firstUID
-	m, err := d.start(ctx, spec, from)
-	if err != nil {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		defer cancel()
-		if err := errors.Join(d.killStrays(clean, spec.ID), d.release(clean, spec.ID, spec.Dir, hostproc.KeepDir)); err != nil {
-			d.cfg.Log.Error("machine that did not start left something behind", "id", spec.ID, "error", err)
-		}
-		return nil, err
+	if made, err = make(ctx, spec, from); err != nil {
+		d.undo(ctx, spec)
 	}
-	return m, nil
+	return made, err
+}
+
+// undo removes what a start that failed left.
+func (d *Driver) undo(ctx context.Context, spec driver.Spec) {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	if err := errors.Join(d.killStrays(clean, spec.ID), d.release(clean, spec.ID, spec.Dir, hostproc.KeepDir)); err != nil {
+		d.cfg.Log.Error("machine that did not start left something behind", "id", spec.ID, "error", err)
+	}
 }
 
 // origin is what a machine was made of, beyond its spec.
@@ -78,14 +90,32 @@ func (d *Driver) checkSpec(spec driver.Spec) error {
 }
 
 func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*machine, error) {
-	if err := os.MkdirAll(d.cfg.Root, 0o711); err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "gvisor root cannot be made")
+	req, err := d.describe(spec, from)
+	if err != nil {
+		return nil, err
 	}
-	oci := d.ociSpec(spec, from.guest, from.firstUID)
-	filesOf(oci.Annotations, spec.From)
-	if err := writeBundle(spec.Dir, oci); err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "machine's directory cannot be written")
+	if spec.From != nil && !spec.From.FilesOnly {
+		req.Image, req.Memory = spec.From.Dir, d.memoryOf(from)
 	}
+	con, err := newConsole(req.Image == "")
+	if err != nil {
+		return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
+	}
+	l, err := d.launcher(spec.ID, con)
+	if err != nil {
+		con.close()
+		return nil, err
+	}
+	pid, err := l.last(ctx, req)
+	if err != nil {
+		con.close()
+		return nil, err
+	}
+	return d.started(pid, spec, from, con)
+}
+
+// describe writes the machine's bundle and says how to make the sandbox.
+func (d *Driver) describe(spec driver.Spec, from origin) (launchRequest, error) {
 	req := launchRequest{
 		Flags:  append(d.cfg.flags(), "--panic-log="+filepath.Join(spec.Dir, "panic.log")),
 		ID:     spec.ID,
@@ -95,22 +125,29 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	if spec.Net.NetNS == "" {
 		req.Flags = withoutNetwork(req.Flags)
 	}
-	if spec.From != nil && !spec.From.FilesOnly {
-		req.Image = spec.From.Dir
-		req.Memory = memory{Share: d.cfg.share(), Hot: from.hot}
-		for _, l := range from.layers[:len(from.layers)-1] {
-			req.Memory.Layers = append(req.Memory.Layers, filepath.Join(l.Dir, pagesFile))
-		}
+	if err := os.MkdirAll(d.cfg.Root, 0o711); err != nil {
+		return req, hearth.Wrap(hearth.Internal, err, "gvisor root cannot be made")
 	}
-	con, err := newConsole(req.Image == "")
-	if err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
+	oci := d.ociSpec(spec, from.guest, from.firstUID)
+	filesOf(oci.Annotations, spec.From)
+	if err := writeBundle(spec.Dir, oci); err != nil {
+		return req, hearth.Wrap(hearth.Internal, err, "machine's directory cannot be written")
 	}
-	pid, err := d.launch(ctx, req, con)
-	if err != nil {
-		con.close()
-		return nil, err
+	return req, nil
+}
+
+// memoryOf says where the pages of a checkpoint are.
+func (d *Driver) memoryOf(from origin) memory {
+	m := memory{Share: d.cfg.share(), Hot: from.hot}
+	for _, l := range from.layers[:len(from.layers)-1] {
+		m.Layers = append(m.Layers, filepath.Join(l.Dir, pagesFile))
 	}
+	return m
+}
+
+// started makes a machine of a sandbox in which a guest runs. The console is its own, also
+// when it fails.
+func (d *Driver) started(pid int, spec driver.Spec, from origin, con *console) (*machine, error) {
 	state, err := newState(pid, spec, from)
 	if err != nil {
 		con.close()
@@ -124,22 +161,32 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	return m, nil
 }
 
-// launch runs the launcher and waits for its answer.
-func (d *Driver) launch(ctx context.Context, req launchRequest, con *console) (int, error) {
+// launcher is a running launcher process, see launch.go.
+type launcher struct {
+	id      string
+	con     *console
+	cmd     *exec.Cmd
+	request *os.File
+	reply   *os.File
+	replies *json.Decoder
+	limited *io.LimitedReader // of reply
+	ended   chan struct{}     // closed when the process is gone
+	err     error             // how it ended, then
+}
+
+// launcher starts one.
+func (d *Driver) launcher(id string, con *console) (*launcher, error) {
 	requestR, requestW, err := os.Pipe()
 	if err != nil {
-		return 0, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
+		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
 	}
-	defer requestW.Close()
 	replyR, replyW, err := os.Pipe()
 	if err != nil {
-		_ = requestR.Close()
-		return 0, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
+		_, _ = requestR.Close(), requestW.Close()
+		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
 	}
-	defer replyR.Close()
-
-	cmd := exec.CommandContext(ctx, d.cfg.Exe)
-	cmd.Args = []string{launcherName, req.ID}
+	cmd := exec.Command(d.cfg.Exe)
+	cmd.Args = []string{launcherName, id}
 	cmd.Env = []string{}
 	if con.stdout != nil {
 		cmd.Stdout, cmd.Stderr = con.stdout, con.stderr
@@ -149,34 +196,66 @@ func (d *Driver) launch(ctx context.Context, req launchRequest, con *console) (i
 	err = cmd.Start()
 	_, _ = requestR.Close(), replyW.Close()
 	if err != nil {
-		return 0, hearth.Wrap(hearth.Internal, err, "launcher cannot be executed")
+		_, _ = requestW.Close(), replyR.Close()
+		return nil, hearth.Wrap(hearth.Internal, err, "launcher cannot be executed")
 	}
-	answer, err := converse(requestW, replyR, req)
-	waitErr := cmd.Wait()
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
+	l := &launcher{id: id, con: con, cmd: cmd, request: requestW, reply: replyR, ended: make(chan struct{})}
+	l.limited = &io.LimitedReader{R: replyR}
+	l.replies = json.NewDecoder(l.limited)
+	go func() {
+		l.err = cmd.Wait()
+		close(l.ended)
+	}()
+	return l, nil
+}
+
+// ask sends a request and waits for the answer, the process number of the
+// sandbox. When ctx ends first, or the launcher fails, the launcher is gone.
+func (l *launcher) ask(ctx context.Context, req launchRequest) (int, error) {
+	defer context.AfterFunc(ctx, func() { _ = l.cmd.Process.Kill() })()
+	l.limited.N = maxReply
+	var answer launchReply
+	err := json.NewEncoder(l.request).Encode(req)
+	if err == nil {
+		err = l.replies.Decode(&answer)
 	}
-	if err = errors.Join(err, waitErr); err != nil {
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%w%s", err, con.tail()), "launcher of machine %s failed", req.ID)
+	if err != nil {
+		l.close()
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("no answer: %w%s", errors.Join(err, l.err), l.con.tail()), "launcher of machine %s failed", l.id)
 	}
 	if answer.Error != "" {
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%s%s", answer.Error, con.tail()), "machine %s cannot be started", req.ID)
+		l.close()
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%s%s", answer.Error, l.con.tail()), "machine %s cannot be started", l.id)
 	}
 	return answer.PID, nil
 }
 
-// converse sends the request and reads the reply, to its end or the launcher's.
-func converse(request io.Writer, reply io.Reader, req launchRequest) (launchReply, error) {
-	var answer launchReply
-	if err := json.NewEncoder(request).Encode(req); err != nil {
-		return answer, err
-	}
-	raw, err := io.ReadAll(io.LimitReader(reply, maxReply))
+// last is ask of a launcher that ends when it has answered.
+func (l *launcher) last(ctx context.Context, req launchRequest) (int, error) {
+	stop := context.AfterFunc(ctx, func() { _ = l.cmd.Process.Kill() })
+	pid, err := l.ask(ctx, req)
 	if err != nil {
-		return answer, err
+		stop()
+		return 0, err
 	}
-	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(&answer); err != nil {
-		return answer, fmt.Errorf("no answer: %w", err)
+	<-l.ended
+	stop()
+	_, _ = l.request.Close(), l.reply.Close()
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
 	}
-	return answer, nil
+	if l.err != nil {
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%w%s", l.err, l.con.tail()), "launcher of machine %s failed", l.id)
+	}
+	return pid, nil
+}
+
+// close kills it and waits for its end.
+func (l *launcher) close() {
+	_ = l.cmd.Process.Kill() // that it is gone is as good
+	<-l.ended
+	_, _ = l.request.Close(), l.reply.Close()
 }
