@@ -234,6 +234,7 @@ func (a *App) openNode(ctx context.Context) error {
 		Total:  capacity(a.cfg.Node.Overcommit),
 		Starts: a.cfg.Node.Starts, Queue: a.cfg.Node.Queue,
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20, PoolCeiling: 1000, // of a template: config.PoolBounds
+		Blanks: a.cfg.Node.Blanks,
 	}, agent.Deps{
 		Drivers: byName, Network: faultyNetwork(a.network), Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {

@@ -44,9 +44,11 @@ func (a *App) gauges() []prometheus.Collector {
 		gauge("sandboxes_running", "Sandboxes that run.", func() float64 { return float64(len(a.control.Live())) }),
 		counter("starts_warm_total", "Starts that took a machine of a pool.", stat(func(s agent.Stats) float64 { return float64(s.Warm) })),
 		counter("starts_cold_total", "Starts that restored or booted a machine.", stat(func(s agent.Stats) float64 { return float64(s.Cold) })),
+		counter("starts_blank_total", "Starts among the cold ones that were restored into a blank.", stat(func(s agent.Stats) float64 { return float64(s.Blank) })),
 		gauge("starts_waiting", "Starts that wait for their turn.", stat(func(s agent.Stats) float64 { return float64(s.Waiting) })),
 		gauge("pool_machines", "Restored, paused machines.", stat(func(s agent.Stats) float64 { return float64(s.Pooled) })),
-		gauge("pool_memory_bytes", "Memory that they hold.", stat(func(s agent.Stats) float64 { return float64(s.PoolMemory) })),
+		gauge("pool_blanks", "Machines that wait for their state.", stat(func(s agent.Stats) float64 { return float64(s.Blanks) })),
+		gauge("pool_memory_bytes", "Memory that pools and blanks hold.", stat(func(s agent.Stats) float64 { return float64(s.PoolMemory) })),
 		gauge("machines_undead", "Machines that could not be taken down yet.", stat(func(s agent.Stats) float64 { return float64(s.Undead) })),
 	}
 }

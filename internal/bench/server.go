@@ -254,29 +254,26 @@ func (s *server) ready() map[string]bool {
 // settle waits until no machine is being made or taken down: the pools are as
 // full as they get. A server that never comes to rest is measured as it is.
 func (s *server) settle(ctx context.Context) {
-	want := 0
-	if s.pool != poolEmpty {
-		want = s.cfg.Node.Pool * len(s.cfg.Builtin)
-	}
+	want := (s.cfg.Node.Pool + s.cfg.Node.Blanks) * len(s.cfg.Builtin) // Pool is 0 when it is to be empty
 	give := time.Now().Add(fullTime)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for before, since := -1, time.Now(); time.Now().Before(give); {
-		moving, pooled := 0, 0
+		moving, waiting := 0, 0
 		for _, m := range s.machines() {
 			switch m.Phase {
-			case "pooled":
-				pooled++
+			case "pooled", "blank":
+				waiting++
 			case "running":
 			default:
 				moving++
 			}
 		}
-		if moving == 0 && pooled >= want {
+		if moving == 0 && waiting >= want {
 			return
 		}
-		if pooled != before || moving > 0 {
-			before, since = pooled, time.Now()
+		if waiting != before || moving > 0 {
+			before, since = waiting, time.Now()
 		}
 		if time.Since(since) > stuck {
 			return // fuller it does not get

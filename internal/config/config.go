@@ -52,7 +52,8 @@ type Node struct {
 	Overcommit int      `yaml:"overcommit"`  // what machines may ask for in all, as a multiple of the host's cores and memory: most use little of it
 	Pool       int      `yaml:"pool"`        // restored, paused machines kept per template, however little it is used
 	PoolMax    int      `yaml:"pool_max"`    // and at most, after many starts at once; less than pool means pool
-	PoolMiB    int      `yaml:"pool_mib"`    // memory that pooled machines may use in all
+	PoolMiB    int      `yaml:"pool_mib"`    // memory that pooled machines may use in all, blanks included
+	Blanks     int      `yaml:"blanks"`      // machines without a state kept per template behind its pool: a start, resume or fork is restored into one
 	Starts     int      `yaml:"starts"`      // machines started at once; 0: one per core
 	Queue      int      `yaml:"queue"`       // starts that may wait for their turn
 	SubUIDBase int      `yaml:"subuid_base"` // first host uid of the ranges given to machines
@@ -131,7 +132,7 @@ func Default() Config {
 		Log:     Log{Level: "info", Format: "text"},
 		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
 		Node: Node{
-			Driver: Auto, Overcommit: 32, Pool: 4, PoolMax: 32, PoolMiB: 2048, Queue: 1000,
+			Driver: Auto, Overcommit: 32, Pool: 4, PoolMax: 32, PoolMiB: 2048, Blanks: 2, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",
 		},
 		Network:   Network{Prefix: "10.213.0.0/16", Slots: 8},
@@ -220,6 +221,7 @@ func (c *Config) validateNode() error {
 		{"node.overcommit", c.Node.Overcommit, 1, 1000},
 		{"node.pool", c.Node.Pool, 0, maxPool},
 		{"node.pool_max", c.Node.PoolMax, 0, maxPool},
+		{"node.blanks", c.Node.Blanks, 0, maxPool},
 		{"node.pool_mib", c.Node.PoolMiB, 0, 1 << 30},
 		{"node.starts", c.Node.Starts, 0, 1024},
 		{"node.queue", c.Node.Queue, 1, 1_000_000},

@@ -82,6 +82,26 @@ func BenchmarkRestoreToHTTP(b *testing.B) {
 	}
 }
 
+// BenchmarkBlankToHTTP restores into a sandbox that was made before.
+func BenchmarkBlankToHTTP(b *testing.B) {
+	e := newBench(b)
+	c := e.checkpoint(b)
+	var holds float64
+	for b.Loop() {
+		spec := e.next(b, nil)
+		b.StopTimer()
+		blank, err := e.d.(driver.Preparer).Prepare(b.Context(), spec)
+		must(b, err)
+		holds += float64(blank.Memory()) / (1 << 20)
+		b.StartTimer()
+		m, err := blank.Restore(b.Context(), c)
+		must(b, err)
+		answer(b, m)
+		e.close(b, m)
+	}
+	b.ReportMetric(holds/float64(b.N), "MiB/blank")
+}
+
 func BenchmarkThawToHTTP(b *testing.B) {
 	e := newBench(b)
 	m := e.start(b, e.next(b, e.checkpoint(b)))

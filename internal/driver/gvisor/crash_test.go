@@ -19,11 +19,31 @@ import (
 	"hearth/internal/driver/gvisor"
 )
 
+// starterConfig is what a process that drivertest.RunStarter runs is told.
+type starterConfig struct {
+	gvisor.Config
+	Blank bool // it prepares a machine, and does not start it
+}
+
+// prepared is a blank as a starter has it.
+type prepared struct {
+	driver.Machine // none
+	blank          driver.Blank
+	handle         driver.Handle
+}
+
+func (p prepared) Handle() driver.Handle { return p.handle }
+func (p prepared) Done() <-chan struct{} { return p.blank.Done() }
+
 func TestMain(m *testing.M) {
-	drivertest.BeStarter(func(ctx context.Context, c gvisor.Config, spec driver.Spec) (driver.Machine, error) {
-		d, err := gvisor.New(c)
+	drivertest.BeStarter(func(ctx context.Context, c starterConfig, spec driver.Spec) (driver.Machine, error) {
+		d, err := gvisor.New(c.Config)
 		if err != nil {
 			return nil, err
+		}
+		if c.Blank {
+			b, err := d.Prepare(ctx, spec)
+			return prepared{blank: b, handle: driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}}, err
 		}
 		return d.Start(ctx, spec)
 	})
@@ -32,9 +52,18 @@ func TestMain(m *testing.M) {
 
 // starter runs a process that starts one machine.
 func (l *lab) starter(t *testing.T, spec driver.Spec) *drivertest.Starter {
+	return drivertest.RunStarter(t, starterConfig{Config: l.quiet(t)}, spec)
+}
+
+// preparer runs a process that prepares one.
+func (l *lab) preparer(t *testing.T, spec driver.Spec) *drivertest.Starter {
+	return drivertest.RunStarter(t, starterConfig{Config: l.quiet(t), Blank: true}, spec)
+}
+
+func (l *lab) quiet(t *testing.T) gvisor.Config {
 	cfg := l.config(t)
 	cfg.Log = nil
-	return drivertest.RunStarter(t, cfg, spec)
+	return cfg
 }
 
 // The process that started a machine is killed; the machine lives on and is

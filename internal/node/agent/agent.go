@@ -1,7 +1,7 @@
 // Package agent implements node.Service on one host: it owns the host's
 // machines, from network slot to guest daemon.
 //
-// A machine has one owner at any time: a start in flight, the pool, or a box (a
+// A machine has one owner at any time: a start in flight, a pool, or a box (a
 // sandbox's entry in the table). Whoever owns it may call the driver; per
 // sandbox a keyed lock makes Start, Pause, Stop and Update take turns. Every
 // machine has a journal entry from before it exists until after it is gone, and
@@ -34,6 +34,7 @@ import (
 	"hearth/internal/node/agent/feed"
 	"hearth/internal/node/agent/host"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/pool"
 	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
@@ -59,6 +60,7 @@ type Config struct {
 	PoolCeiling int   // most; default 64
 	PoolMemory  int64 // bytes that all paused machines together may hold; default: a quarter of the host's
 	PoolFills   int   // machines being made ready at once; default 1
+	Blanks      int   // machines without a state kept behind the pools, for every shape of theirs; 0: none
 	HostReserve int64 // bytes of host memory below which pools shrink; default: a sixteenth of the host's
 }
 
@@ -150,17 +152,16 @@ type Agent struct {
 	boxes   map[hearth.SandboxID]*box
 	flights map[hearth.SandboxID]*flight
 	tombs   turn.Tombs
-	pools   map[hearth.SnapshotID]*pool
+	pools   *pool.Set[*machine]
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
 	endings sync.WaitGroup // machines that are taken down after their pause was answered; part of work
-	kept    bool           // Keep was called: pools it did not name go
 	short   bool           // the host is short of memory
-	taken   time.Time      // when a machine was last taken from a pool
 
 	poolMemory int64
 	warm       int64 // starts served by a pool
 	cold       int64 // the others
+	blank      int64 // of these, the ones that found a blank
 }
 
 type agentState int
@@ -202,7 +203,7 @@ func New(cfg Config, deps Deps) *Agent {
 		caps:    map[string]driver.Capabilities{},
 		boxes:   map[hearth.SandboxID]*box{},
 		flights: map[hearth.SandboxID]*flight{},
-		pools:   map[hearth.SnapshotID]*pool{}, zombies: map[string]*machine{},
+		pools:   pool.New[*machine](cfg.Blanks), zombies: map[string]*machine{},
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -221,7 +222,7 @@ func (a *Agent) ready() error {
 }
 
 // Close stops the agent and leaves its machines running: the next Open finds
-// them again. Starts in flight are undone.
+// them again. Starts in flight are undone, and blanks, which cannot outlive it, go.
 func (a *Agent) Close() {
 	a.mu.Lock()
 	a.state = closed
@@ -229,6 +230,10 @@ func (a *Agent) Close() {
 	a.end(errClosed())
 	a.hub.Close()
 	a.work.Wait()
+	a.mu.Lock()
+	blanks := a.pools.Blanks()
+	a.mu.Unlock()
+	a.discardAll(context.Background(), blanks)
 }
 
 // Shutdown stops every sandbox and every machine of the pools, then closes the
@@ -250,9 +255,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 			ids = append(ids, id)
 		}
 	}
-	for _, p := range a.pools {
-		p.floor, p.ceiling = 0, 0
-	}
+	a.pools.Forget()
 	a.mu.Unlock()
 
 	var all turn.Batch
@@ -315,10 +318,4 @@ func (a *Agent) nudge() {
 	case a.wake <- struct{}{}:
 	default:
 	}
-}
-
-// cleanup returns a context for undoing things: it outlives the caller's, with
-// a deadline of its own.
-func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 }

@@ -160,7 +160,7 @@ func (a *Agent) Update(ctx context.Context, id hearth.SandboxID, network hearth.
 	b.mc.rec.Sandbox.Network = network
 	if err := a.journal.Write(b.mc.rec); err != nil {
 		b.mc.rec.Sandbox.Network = before
-		ctx, cancel := cleanup(ctx)
+		ctx, cancel := turn.Cleanup(ctx)
 		defer cancel()
 		return errors.Join(err, a.deps.Network.SetPolicy(ctx, b.mc.rec.Slot, before))
 	}
@@ -232,7 +232,7 @@ func (a *Agent) Dial(ctx context.Context, id hearth.SandboxID, port uint16) (net
 			err = hearth.Wrap(hearth.Unavailable, errors.Join(refused, err), "nothing listens on port %d of sandbox %s", port, id)
 		}
 	}
-	return conn, because(ctx, err)
+	return conn, turn.Because(ctx, err)
 }
 
 // Events yields what happened to sandboxes unasked, from the call on; to the

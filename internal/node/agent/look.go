@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"net"
 
 	"hearth/internal/hearth"
 	"hearth/internal/node/agent/turn"
@@ -43,6 +42,5 @@ func (a *Agent) Look(ctx context.Context, b hearth.Build, s hearth.Snapshot, see
 	defer a.discard(ctx, mc)
 	ctx, done := mc.within(ctx)
 	defer done()
-	dial := func(ctx context.Context, port uint16) (net.Conn, error) { return mc.live.Dial(ctx, port) }
-	return because(ctx, see(ctx, dial, cmp.Or(mc.given, a.key.Of(mc.secret))))
+	return turn.Because(ctx, see(ctx, mc.dial, cmp.Or(mc.given, a.key.Of(mc.secret))))
 }

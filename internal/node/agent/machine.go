@@ -24,6 +24,7 @@ type machine struct {
 	rec  journal.Record
 	net  driver.Attachment
 	live driver.Machine // nil until the driver has started it
+	free *vacancy       // while it is a blank
 	size int64          // bytes it held when it was frozen for a pool
 	took []Step
 
@@ -81,18 +82,18 @@ func (a *Agent) guestOf(mc *machine) Guest {
 	if mc.rec.Sandbox != nil {
 		control = a.key.Of(mc.rec.Sandbox.ID)
 	}
-	return a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
-		return mc.live.Dial(ctx, port)
-	}, control)
+	return a.deps.Guest(mc.dial, control)
+}
+
+func (mc *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
+	return mc.live.Dial(ctx, port)
 }
 
 // unseal makes the daemon of a machine that has just started the sandbox's own.
 // It fails as soon as the guest ends.
 func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
 	if mc.secret != "" && mc.secret != mc.rec.Sandbox.ID { // it knows the host by the secret of another
-		g = a.deps.Guest(func(ctx context.Context, port uint16) (net.Conn, error) {
-			return mc.live.Dial(ctx, port)
-		}, cmp.Or(mc.given, a.key.Of(mc.secret)))
+		g = a.deps.Guest(mc.dial, cmp.Or(mc.given, a.key.Of(mc.secret)))
 	}
 	err := a.init(ctx, mc, g, guest.InitRequest{})
 	if err == nil {
@@ -111,15 +112,7 @@ func (a *Agent) init(ctx context.Context, mc *machine, g Guest, req guest.InitRe
 	req.Now, req.Seed, req.Control, req.Token = a.now(), seed, a.key.Of(s.ID), s.Token
 	req.SandboxID, req.TemplateID = string(s.ID), string(s.Template)
 	req.Env, req.User, req.Workdir, req.DNS = s.Env, s.User, s.Workdir, a.cfg.DNS
-	return because(ctx, g.Init(ctx, req))
-}
-
-// because prefers the reason why ctx ended to the error that it led to.
-func because(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return turn.Ended(ctx)
-	}
-	return err
+	return turn.Because(ctx, g.Init(ctx, req))
 }
 
 // watch follows a started machine until it ends, is taken down, or the agent
@@ -143,7 +136,7 @@ func (a *Agent) watch(mc *machine) {
 func (a *Agent) died(mc *machine) {
 	ctx := context.WithoutCancel(a.life)
 	a.mu.Lock()
-	if a.takeFromPool(mc) {
+	if a.pools.Take(mc) {
 		a.mu.Unlock()
 		a.log.Warn("a machine of the pool ended", "machine", mc.id(), "reason", mc.live.Exit().Why())
 		a.discard(ctx, mc)
@@ -172,7 +165,7 @@ func (a *Agent) died(mc *machine) {
 // record, in this order. What cannot be taken down now keeps its record and its
 // slot, and is tried again by Run and by the next Open.
 func (a *Agent) discard(ctx context.Context, mc *machine) {
-	ctx, cancel := cleanup(ctx)
+	ctx, cancel := turn.Cleanup(ctx)
 	defer cancel()
 	mc.quit(hearth.Errorf(hearth.Unavailable, "the sandbox is being stopped"))
 	err := a.takeDown(ctx, mc)
@@ -225,6 +218,13 @@ func (a *Agent) killMachine(ctx context.Context, mc *machine) error {
 			return nil
 		}
 		a.log.Warn("closing a machine failed; sweeping it", "machine", mc.id(), "err", err)
+	}
+	if mc.free != nil {
+		err := mc.free.blank.Close(ctx)
+		if err == nil {
+			return nil
+		}
+		a.log.Warn("closing a blank failed; sweeping it", "machine", mc.id(), "err", err)
 	}
 	h := mc.rec.Handle
 	if h.Dir == "" {

@@ -128,7 +128,7 @@ func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest, unlock
 	}
 	if err != nil {
 		_ = os.RemoveAll(a.dir("checkpoint", b.mc.id())) // discard and Open try again
-		err = because(ctx, err)
+		err = turn.Because(ctx, err)
 		a.resume(ctx, b)
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (a *Agent) snapshot(ctx context.Context, b *box, req node.SnapshotRequest) 
 	began := a.now()
 	c, err := a.capture(ctx, b, guest.QuiesceRequest{Hold: true}, b.mc.live.Checkpoint)
 	if err != nil {
-		err = because(ctx, err)
+		err = turn.Because(ctx, err)
 		_ = os.RemoveAll(a.dir("checkpoint", b.mc.id()))
 		a.resume(ctx, b)
 		wake()
@@ -171,7 +171,7 @@ func (a *Agent) snapshot(ctx context.Context, b *box, req node.SnapshotRequest) 
 	}
 	stood := a.now().Sub(began)
 	snap, err = a.keepFiles(ctx, b, snap, c)
-	cctx, cancel := cleanup(ctx)
+	cctx, cancel := turn.Cleanup(ctx)
 	defer cancel()
 	_ = os.RemoveAll(a.dir("checkpoint", b.mc.id()))
 	b.mc.rec.Into = ""
@@ -182,7 +182,7 @@ func (a *Agent) snapshot(ctx context.Context, b *box, req node.SnapshotRequest) 
 		if rerr := a.shelf.Remove(cctx, req.Into); rerr != nil {
 			a.log.Warn("files of an abandoned snapshot remain", "snapshot", req.Into, "err", rerr)
 		}
-		return nil, because(ctx, err)
+		return nil, turn.Because(ctx, err)
 	}
 	a.log.Info("snapshot taken", "sandbox", b.id, "snapshot", snap.ID, "stood", stood)
 	return snap, nil
@@ -274,7 +274,7 @@ func (a *Agent) keepFiles(ctx context.Context, b *box, snap *hearth.Snapshot, c 
 // resume takes a checkpoint back: the sandbox runs on, or ends when it cannot.
 // The caller holds its lock.
 func (a *Agent) resume(ctx context.Context, b *box) {
-	ctx, cancel := cleanup(ctx)
+	ctx, cancel := turn.Cleanup(ctx)
 	defer cancel()
 	if into := b.mc.rec.Into; into != "" {
 		if err := a.shelf.Remove(ctx, into); err != nil {
@@ -289,7 +289,7 @@ func (a *Agent) resume(ctx context.Context, b *box) {
 // When a stop or the guest's death is under way the sandbox is left to whoever
 // does that.
 func (a *Agent) runOn(ctx context.Context, b *box) bool {
-	ctx, cancel := cleanup(ctx)
+	ctx, cancel := turn.Cleanup(ctx)
 	defer cancel()
 	ctx, interrupt := context.WithCancelCause(ctx)
 	defer interrupt(nil)

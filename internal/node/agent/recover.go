@@ -35,7 +35,7 @@ func (a *Agent) Open(ctx context.Context) error {
 	a.work.Add(1)
 	defer a.work.Done()
 	var all turn.Batch
-	for _, rec := range newest(list) {
+	for _, rec := range journal.Newest(list) {
 		all.Do(func() error { a.recover(ctx, rec); return nil })
 	}
 	_ = all.Wait() // recover reports
@@ -71,26 +71,6 @@ func (a *Agent) holdAll(ctx context.Context, list []journal.Record) error {
 		}
 	}
 	return nil
-}
-
-// newest marks for taking down every machine of which its sandbox has a newer one
-// that was ready: a crash can leave both when a sandbox is taken back to a snapshot.
-func newest(list []journal.Record) []journal.Record {
-	ready := func(r journal.Record) bool {
-		return r.Sandbox != nil && (r.Phase == journal.Running || r.Phase == journal.Pausing)
-	}
-	best := map[hearth.SandboxID]int64{}
-	for _, r := range list {
-		if ready(r) {
-			best[r.Sandbox.ID] = max(best[r.Sandbox.ID], r.Sandbox.Generation)
-		}
-	}
-	for i, r := range list {
-		if ready(r) && r.Sandbox.Generation < best[r.Sandbox.ID] {
-			list[i].Phase, list[i].Sandbox = journal.Ending, nil // its end is no news
-		}
-	}
-	return list
 }
 
 // prepare makes directories and the key, and asks what drivers and host can do.
@@ -184,7 +164,7 @@ func (a *Agent) attach(ctx context.Context, mc *machine) error {
 	}
 	live, err := d.Attach(ctx, mc.rec.Handle)
 	for try := 0; err != nil && hearth.KindOf(err) != hearth.NotFound && try < 3 && ctx.Err() == nil; try++ {
-		rest(ctx, 100*time.Millisecond<<try)
+		turn.Rest(ctx, 100*time.Millisecond<<try)
 		live, err = d.Attach(ctx, mc.rec.Handle)
 	}
 	if err != nil {
@@ -201,16 +181,6 @@ func (a *Agent) attach(ctx context.Context, mc *machine) error {
 	}
 	mc.net = slot.Net
 	return nil
-}
-
-// rest waits for d or the end of ctx.
-func rest(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // adoptSandbox takes up a running sandbox. A pause that was cut short is taken back.
@@ -261,8 +231,7 @@ func (a *Agent) adoptPooled(ctx context.Context, mc *machine) error {
 	if mc.life.Err() != nil {
 		return turn.Ended(mc.life)
 	}
-	p := a.poolOf(mc.rec.Restored)
-	p.ready, p.size = append(p.ready, mc), mc.size
+	a.pools.Adopt(mc)
 	return nil
 }
 
@@ -274,10 +243,8 @@ func (a *Agent) slots() []int {
 	for _, b := range a.boxes {
 		list = append(list, b.mc.rec.Slot)
 	}
-	for _, p := range a.pools {
-		for _, mc := range p.ready {
-			list = append(list, mc.rec.Slot)
-		}
+	for _, mc := range a.pools.Machines() {
+		list = append(list, mc.rec.Slot)
 	}
 	for _, mc := range a.zombies {
 		list = append(list, mc.rec.Slot)
@@ -287,30 +254,17 @@ func (a *Agent) slots() []int {
 
 // sweepDirs removes machines' directories that no record names.
 func (a *Agent) sweepDirs(ctx context.Context) error {
-	laid, err := os.ReadDir(a.dir("restore"))
-	if err != nil {
-		return shelf.DiskError(err, "the snapshots' directory cannot be read")
-	}
-	for _, e := range laid {
-		if _, err := os.Stat(a.journal.Path(e.Name())); err == nil {
-			continue
+	for _, d := range []string{"restore", "run"} {
+		strays, err := a.journal.Strays(a.dir(d))
+		if err != nil {
+			return shelf.DiskError(err, "the machines' directories cannot be read")
 		}
-		if err := os.RemoveAll(a.dir("restore", e.Name())); err != nil {
-			return shelf.DiskError(err, "a stray directory cannot be removed")
-		}
-	}
-	entries, err := os.ReadDir(a.dir("run"))
-	if err != nil {
-		return shelf.DiskError(err, "the machines' directory cannot be read")
-	}
-	for _, e := range entries {
-		if _, err := os.Stat(a.journal.Path(e.Name())); err == nil {
-			continue
-		}
-		if driver.CheckID(e.Name()) == nil {
-			a.discard(ctx, newMachine(journal.Record{Phase: journal.Ending, Slot: journal.NoSlot, Handle: driver.Handle{ID: e.Name()}}))
-		} else if err := os.RemoveAll(a.dir("run", e.Name())); err != nil {
-			return shelf.DiskError(err, "a stray directory cannot be removed")
+		for _, id := range strays {
+			if d == "run" && driver.CheckID(id) == nil {
+				a.discard(ctx, newMachine(journal.Record{Phase: journal.Ending, Slot: journal.NoSlot, Handle: driver.Handle{ID: id}}))
+			} else if err := os.RemoveAll(a.dir(d, id)); err != nil {
+				return shelf.DiskError(err, "a stray directory cannot be removed")
+			}
 		}
 	}
 	return nil

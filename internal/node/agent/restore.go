@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
+	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 )
 
@@ -64,17 +66,21 @@ func (a *Agent) layers(ctx context.Context, b *hearth.Build) ([]string, error) {
 
 // checkpoint makes a snapshot usable by a driver, in a directory of the
 // machine's. Both stay until the machine is taken down.
-func (a *Agent) checkpoint(ctx context.Context, machine string, s *hearth.Snapshot) (*driver.Checkpoint, error) {
+func (a *Agent) checkpoint(ctx context.Context, mc *machine, s *hearth.Snapshot) (*driver.Checkpoint, error) {
 	if s == nil {
 		return nil, nil
 	}
-	if err := a.shelf.Hold(ctx, machine, s.ID); err != nil {
+	if err := a.shelf.Hold(ctx, mc.id(), s.ID); err != nil {
 		return nil, err
 	}
-	dir := a.dir("restore", machine)
+	dir := a.dir("restore", mc.id())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, shelf.DiskError(err, "the snapshot's directory cannot be made")
 	}
 	caps, _ := a.capabilities(s.Driver)
-	return a.shelf.LayPacked(ctx, s, dir, caps.PackedFile)
+	c, err := a.shelf.LayPacked(ctx, s, dir, caps.PackedFile)
+	if err == nil && mc.secret != "" {
+		mc.given, err = secret.Given(filepath.Join(c.Dir, shelf.SecretFile))
+	}
+	return c, err
 }

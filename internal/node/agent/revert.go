@@ -5,6 +5,7 @@ import (
 
 	"hearth/internal/node"
 	"hearth/internal/node/agent/journal"
+	"hearth/internal/node/agent/turn"
 )
 
 // revert starts a sandbox's next machine while the one it has is kept, frozen:
@@ -23,7 +24,7 @@ func (a *Agent) revert(ctx context.Context, b *box, p plan) (*node.Instance, err
 		inst, err = a.startCold(ctx, p) // and puts the new box into the old one's place
 	}
 	if err != nil {
-		err = because(ctx, err)
+		err = turn.Because(ctx, err)
 		a.resume(ctx, b)
 		return nil, err
 	}

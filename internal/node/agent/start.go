@@ -5,13 +5,11 @@ import (
 	"context"
 	"maps"
 	"os"
-	"path/filepath"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/journal"
-	"hearth/internal/node/agent/secret"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
 	"hearth/internal/trace"
@@ -161,6 +159,7 @@ type plan struct {
 	resources hearth.Resources
 	sandbox   *journal.Sandbox // nil for a pool
 	urgency   turn.Urgency
+	blank     bool // it is prepared, and restored later
 }
 
 func (a *Agent) planOf(req node.StartRequest) plan {
@@ -195,7 +194,7 @@ func (a *Agent) startWarm(ctx context.Context, p plan) (*node.Instance, error) {
 		}
 		a.discard(ctx, mc)
 		if ctx.Err() != nil || hearth.KindOf(err) == hearth.InvalidArgument {
-			return nil, because(ctx, err)
+			return nil, turn.Because(ctx, err)
 		}
 		a.log.Warn("a machine of the pool was of no use; trying another", "machine", mc.id(), "err", err)
 	}
@@ -239,7 +238,7 @@ func (a *Agent) settle(ctx context.Context, mc *machine, p plan) (*node.Instance
 		prepare := func() error {
 			ctx, cancel := mc.within(ctx)
 			defer cancel()
-			return because(ctx, g.Prepare(ctx, p.build))
+			return turn.Because(ctx, g.Prepare(ctx, p.build))
 		}
 		if err := a.step(mc, "prepare", prepare); err != nil {
 			return nil, err
@@ -287,8 +286,9 @@ func (a *Agent) startCold(ctx context.Context, p plan) (*node.Instance, error) {
 
 // hasMemory refuses machines that a host short of memory had better not start.
 func (a *Agent) hasMemory() error {
-	if m, err := a.deps.Memory(); err == nil && m.Available < a.reserve(m) {
-		return hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, a.reserve(m)>>20)
+	m, err := a.deps.Memory()
+	if least := m.Reserve(a.cfg.HostReserve); err == nil && m.Available < least {
+		return hearth.Errorf(hearth.ResourceExhausted, "the host is short of memory: %d MiB are available, %d are kept free", m.Available>>20, least>>20)
 	}
 	return nil
 }
@@ -299,6 +299,9 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 	d, err := a.driverFor(p)
 	if err != nil {
 		return nil, err
+	}
+	if mc, err := a.fromBlank(ctx, p); mc != nil || err != nil {
+		return mc, err
 	}
 	rec := journal.Record{
 		Phase: journal.Starting, Slot: journal.NoSlot, Resources: p.resources, Build: p.build.ID, Sandbox: p.sandbox,
@@ -314,7 +317,7 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 	}
 	if err := a.bring(ctx, d, mc, p); err != nil {
 		a.discard(ctx, mc)
-		return nil, because(ctx, err)
+		return nil, turn.Because(ctx, err)
 	}
 	return mc, nil
 }
@@ -326,17 +329,10 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 	if p.sandbox != nil {
 		spec.Hostname = string(p.sandbox.ID)
 	}
-	var err error
-	steps := []struct {
-		name string
-		do   func() error
-	}{
-		{"files", func() error {
-			if spec.Layers, err = a.layers(ctx, p.build); err != nil {
-				return err
-			}
-			if spec.From, err = a.checkpoint(ctx, mc.id(), p.restore); err == nil && mc.secret != "" {
-				mc.given, err = secret.Given(filepath.Join(spec.From.Dir, shelf.SecretFile))
+	return a.steps(ctx, mc, []stage{
+		{"files", func() (err error) {
+			if spec.Layers, err = a.layers(ctx, p.build); err == nil {
+				spec.From, err = a.checkpoint(ctx, mc, p.restore)
 			}
 			return err
 		}},
@@ -356,6 +352,9 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 			return a.deps.Network.SetPolicy(ctx, mc.rec.Slot, policy)
 		}},
 		{"machine", func() error {
+			if p.blank {
+				return a.prepareBlank(ctx, d, mc, spec)
+			}
 			live, err := d.Start(ctx, spec)
 			if err != nil {
 				return shelf.DiskError(err, "the machine cannot be started")
@@ -364,8 +363,17 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 			a.watch(mc)
 			return nil
 		}},
-	}
-	for _, s := range steps {
+	})
+}
+
+// stage is one step of a start.
+type stage struct {
+	name string
+	do   func() error
+}
+
+func (a *Agent) steps(ctx context.Context, mc *machine, list []stage) error {
+	for _, s := range list {
 		if err := a.step(mc, s.name, s.do); err != nil {
 			return err
 		}

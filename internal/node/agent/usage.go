@@ -53,17 +53,16 @@ func (a *Agent) Status(context.Context) (*hearth.NodeStatus, error) {
 		s.Allocated.DiskMiB += b.resources.DiskMiB
 		s.Cached[string(b.mc.rec.Build)] = true
 	}
-	for id, p := range a.pools {
-		s.Cached[string(id)] = true
-		s.Cached[string(p.build.ID)] = true
-	}
+	a.pools.Cached(s.Cached)
 	return s, nil
 }
 
 // Stats is how starts were served since the agent was made, and what the pools hold.
 type Stats struct {
 	Warm, Cold    int64 // starts from a pool, and the others
+	Blank         int64 // of the others, those that were restored into a blank
 	Pooled        int   // machines ready
+	Blanks        int   // blanks ready
 	PoolMemory    int64 // bytes they hold, machines being made included
 	Waiting       int   // users' starts that wait for their turn
 	Undead        int   // machines that could not be taken down yet
@@ -77,12 +76,9 @@ func (a *Agent) Stats() Stats {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := Stats{
-		Warm: a.warm, Cold: a.cold, Waiting: waiting, Undead: len(a.zombies), PoolMemory: a.held(),
-		ShortOfMemory: a.short, PoolReady: map[hearth.SnapshotID]int{},
-	}
-	for id, p := range a.pools {
-		s.Pooled += len(p.ready)
-		s.PoolReady[id] = len(p.ready)
+		Warm: a.warm, Cold: a.cold, Blank: a.blank, Waiting: waiting, Undead: len(a.zombies),
+		Pooled: len(a.pools.Machines()), Blanks: a.pools.CountBlanks(), PoolMemory: a.pools.Held(),
+		ShortOfMemory: a.short, PoolReady: a.pools.Ready(),
 	}
 	return s
 }

@@ -58,3 +58,11 @@ func (m Memory) Capacity(t hearth.Resources, dir string) hearth.Resources {
 	}
 	return t
 }
+
+// Reserve is how much of it is left alone: what is configured, or a sixteenth.
+func (m Memory) Reserve(configured int64) int64 {
+	if configured > 0 {
+		return configured
+	}
+	return m.Total / 16
+}

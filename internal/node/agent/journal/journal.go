@@ -26,6 +26,7 @@ type Phase string
 // The phases.
 const (
 	Starting Phase = "starting" // not usable yet: taken down
+	Blank    Phase = "blank"    // waits for what to restore: taken down
 	Pooled   Phase = "pooled"   // restored, frozen, never unsealed: back into the pool
 	Running  Phase = "running"  // a sandbox: attached
 	Pausing  Phase = "pausing"  // perhaps sealed or frozen: thawed and unsealed
@@ -163,4 +164,39 @@ func lastRecord(id string, raw []byte) Record {
 		}
 	}
 	return last
+}
+
+// Newest marks for taking down every machine of which its sandbox has a newer one
+// that was ready: a crash can leave both when a sandbox is taken back to a snapshot.
+func Newest(list []Record) []Record {
+	ready := func(r Record) bool {
+		return r.Sandbox != nil && (r.Phase == Running || r.Phase == Pausing)
+	}
+	best := map[hearth.SandboxID]int64{}
+	for _, r := range list {
+		if ready(r) {
+			best[r.Sandbox.ID] = max(best[r.Sandbox.ID], r.Sandbox.Generation)
+		}
+	}
+	for i, r := range list {
+		if ready(r) && r.Sandbox.Generation < best[r.Sandbox.ID] {
+			list[i].Phase, list[i].Sandbox = Ending, nil // its end is no news
+		}
+	}
+	return list
+}
+
+// Strays lists what is in a directory and bears the name of no machine with a record.
+func (j *Journal) Strays(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, e := range entries {
+		if _, err := os.Stat(j.Path(e.Name())); err != nil {
+			list = append(list, e.Name())
+		}
+	}
+	return list, nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"hearth/internal/hearth"
 )
@@ -97,4 +98,28 @@ func (b *Batch) Do(f func() error) {
 func (b *Batch) Wait() error {
 	b.wg.Wait()
 	return errors.Join(b.errs...)
+}
+
+// Rest waits for d or the end of ctx.
+func Rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// Because prefers the reason why ctx ended to the error that it led to.
+func Because(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return Ended(ctx)
+	}
+	return err
+}
+
+// Cleanup returns a context for undoing things: it outlives the caller's, with
+// a deadline of its own.
+func Cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 }

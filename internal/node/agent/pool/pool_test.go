@@ -1,0 +1,114 @@
+package pool_test
+
+import (
+	"testing"
+	"time"
+
+	"hearth/internal/hearth"
+	"hearth/internal/node/agent/pool"
+)
+
+type member struct {
+	of   hearth.SnapshotID
+	size int64
+}
+
+func (m *member) Held() int64                 { return m.size }
+func (m *member) Resources() hearth.Resources { return small }
+func (m *member) Snapshot() hearth.SnapshotID { return m.of }
+
+var (
+	small = hearth.Resources{VCPUs: 1, MemoryMiB: 64, DiskMiB: 64}
+	base  = hearth.Build{ID: "base", Layers: []string{"a", "b"}, Resources: small}
+	start = time.Unix(1e9, 0)
+)
+
+func warm(id hearth.SnapshotID) hearth.Snapshot {
+	return hearth.Snapshot{ID: id, Driver: "d", Memory: true}
+}
+
+func all(string) bool { return true }
+
+// TestOneTierForPoolsOfOneShape: two warm snapshots over the same layers share their blanks.
+func TestOneTierForPoolsOfOneShape(t *testing.T) {
+	s := pool.New[*member](2)
+	s.Keep(base, warm("x"), pool.Bounds{})
+	s.Keep(base, warm("y"), pool.Bounds{})
+	for range 2 {
+		of, b, _, found := s.NextBlank(start, 1<<30, all)
+		if !found || b.Layers[1] != "b" {
+			t.Fatalf("%v %v %v", of, b, found)
+		}
+		if !s.FilledBlank(of, &member{size: 1}) {
+			t.Fatal("not wanted")
+		}
+	}
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); found || s.CountBlanks() != 2 {
+		t.Fatalf("%d blanks, and another is wanted: %t", s.CountBlanks(), found)
+	}
+	other := base
+	other.Layers = []string{"a,b"} // not the same list
+	if _, found := s.ClaimBlank(pool.ShapeOf(other, warm("z"), small), start); found {
+		t.Fatal("another list of layers has the same shape")
+	}
+	if _, found := s.ClaimBlank(pool.ShapeOf(base, warm("z"), small), start); !found {
+		t.Fatal("no blank for a third snapshot over the same layers")
+	}
+}
+
+func TestBlanksNeedAnAbleDriver(t *testing.T) {
+	s := pool.New[*member](1)
+	disk := warm("y")
+	disk.Memory = false
+	s.Keep(base, disk, pool.Bounds{})
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); found {
+		t.Error("a blank for a snapshot that boots")
+	}
+	s.Keep(base, warm("x"), pool.Bounds{})
+	if _, _, _, found := s.NextBlank(start, 1<<30, func(string) bool { return false }); found {
+		t.Error("a blank of a driver that makes none")
+	}
+}
+
+// TestBlankOfAPoolThatIsGone: a blank that comes too late is not kept.
+func TestBlankOfAPoolThatIsGone(t *testing.T) {
+	s := pool.New[*member](1)
+	s.Keep(base, warm("x"), pool.Bounds{})
+	of, _, _, _ := s.NextBlank(start, 1<<30, all)
+	s.Forget()
+	s.Trim(start)
+	if s.FilledBlank(of, &member{size: 1}) {
+		t.Error("kept")
+	}
+	if gone := s.Trim(start); len(gone) != 0 || s.Held() != 0 || s.Filling() != 0 {
+		t.Errorf("left: %v, %d bytes, %d fills", gone, s.Held(), s.Filling())
+	}
+}
+
+// TestEvictTakesBlanksFirst: then of the largest pool, and nothing is made again at once.
+func TestEvictTakesBlanksFirst(t *testing.T) {
+	s := pool.New[*member](1)
+	s.Keep(base, warm("x"), pool.Bounds{Floor: 1, Ceiling: 1})
+	s.Keep(base, warm("y"), pool.Bounds{Floor: 2, Ceiling: 2})
+	for p, _ := s.Next(start, 1<<30); p != nil; p, _ = s.Next(start, 1<<30) {
+		s.Filled(p, &member{of: p.Warm.ID, size: 8})
+	}
+	of, _, _, _ := s.NextBlank(start, 1<<30, all)
+	s.FilledBlank(of, &member{size: 1})
+	if s.Held() != 3*8+1 {
+		t.Fatalf("%d bytes held", s.Held())
+	}
+	var got []hearth.SnapshotID
+	for m, found := s.Evict(start); found; m, found = s.Evict(start) {
+		got = append(got, m.of)
+	}
+	if len(got) != 4 || got[0] != "" || got[1] != "y" {
+		t.Errorf("evicted in the order %q", got)
+	}
+	if p, wait := s.Next(start, 1<<30); p != nil || wait != 30*time.Second {
+		t.Errorf("next %v in %s", p, wait)
+	}
+	if _, _, wait, found := s.NextBlank(start, 1<<30, all); found || wait != 30*time.Second {
+		t.Errorf("next blank %t in %s", found, wait)
+	}
+}
