@@ -64,6 +64,15 @@ type probedOnce struct {
 	err  error
 }
 
+// Prepare implements driver.Preparer where the driver does.
+func (d *probedOnce) Prepare(ctx context.Context, spec driver.Spec) (driver.Blank, error) {
+	p, able := d.Driver.(driver.Preparer)
+	if !able {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %q prepares no machines", d.Name())
+	}
+	return p.Prepare(ctx, spec)
+}
+
 // Probe implements driver.Driver.
 func (p *probedOnce) Probe(ctx context.Context) (driver.Capabilities, error) {
 	p.once.Do(func() { p.caps, p.err = p.Driver.Probe(ctx) })

@@ -53,6 +53,7 @@ type Capabilities struct {
 	SharedMemory   bool             // machines of one checkpoint that stands alone share the memory they only read
 	PackedFile     string           // the file of its checkpoints that Start takes in Checkpoint.Packed, too; empty: none
 	LearnsPages    bool             // machines start sooner once one of their checkpoint was used: what it wrote to first is read in advance
+	Blanks         bool             // the driver is a Preparer
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }

@@ -33,6 +33,43 @@ func (d Driver) Start(ctx context.Context, spec driver.Spec) (m driver.Machine, 
 	return machine{m, d.Points}, nil
 }
 
+// Prepare implements driver.Preparer where the driver does.
+func (d Driver) Prepare(ctx context.Context, spec driver.Spec) (b driver.Blank, err error) {
+	p, able := d.Driver.(driver.Preparer)
+	if !able {
+		return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %q prepares no machines", d.Name())
+	}
+	if d.path != "" {
+		d.note("machines", spec.ID)
+	}
+	err = d.around("driver.prepare", func() error {
+		b, err = p.Prepare(ctx, spec)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return blank{b, d.Points}, nil
+}
+
+// blank is one with points.
+type blank struct {
+	driver.Blank
+	*Points
+}
+
+// Restore implements driver.Blank.
+func (b blank) Restore(ctx context.Context, from *driver.Checkpoint) (m driver.Machine, err error) {
+	err = b.around("driver.restore", func() error {
+		m, err = b.Blank.Restore(ctx, from)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return machine{m, b.Points}, nil
+}
+
 // Attach implements driver.Driver.
 func (d Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
 	m, err := d.Driver.Attach(ctx, h)

@@ -47,7 +47,7 @@ type testCase struct {
 	memory bool // needs Capabilities.MemorySnapshot
 	files  bool // needs Capabilities.FileSnapshot
 	kernel bool // needs Env.Kernel
-	blank  bool // needs a driver.Preparer
+	blank  bool // needs Capabilities.Blanks
 	run    func(t *testing.T, env Env)
 }
 
@@ -123,7 +123,7 @@ func Run(t *testing.T, env Env) {
 			if c.kernel && !env.Kernel {
 				t.Skip("the driver's guests are no programs")
 			}
-			if _, able := env.Driver(t).(driver.Preparer); c.blank && !able {
+			if c.blank && !caps.Blanks {
 				t.Skip("the driver makes nothing ahead of a restore")
 			}
 			c.run(t, env)

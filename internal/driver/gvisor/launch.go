@@ -7,10 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/specutils"
@@ -55,7 +53,7 @@ type launchReply struct {
 
 // launcherMain is the launcher's main function; it returns the exit code.
 func launcherMain() int {
-	if err := closeInherited(replyFD + 1); err != nil {
+	if err := hostproc.CloseInherited(replyFD + 1); err != nil {
 		return 1
 	}
 	stampVersion()
@@ -90,27 +88,6 @@ func launcherMain() int {
 		return 1
 	}
 	return 0
-}
-
-// closeInherited closes the descriptors from first on that the starter of our
-// starter left open for everyone: this process may wait for long, and whoever
-// reads the other end of one would wait for it. Those of our own are all
-// closed on execution, and thereby known.
-func closeInherited(first int) error {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd < first {
-			continue
-		}
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
-			_ = unix.Close(fd)
-		}
-	}
-	return nil
 }
 
 // listen reads requests until whoever asks is gone. Then it ends a launcher that

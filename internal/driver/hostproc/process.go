@@ -155,3 +155,24 @@ func Kill(pidfd *os.File) {
 		_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
 	}
 }
+
+// CloseInherited closes the descriptors from first on that the starter of our
+// starter left open for everyone: a process that may wait for long would keep whoever reads
+// the other end of one waiting. Those of our own are all closed on execution, and
+// thereby known.
+func CloseInherited(first int) error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < first {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
+}

@@ -23,9 +23,8 @@ type vacancy struct {
 
 // prepares says whether a driver makes blanks. The caller holds mu.
 func (a *Agent) prepares(name string) bool {
-	_, able := a.caps[name]
-	_, prepares := a.deps.Drivers[name].(driver.Preparer)
-	return able && prepares
+	_, able := a.deps.Drivers[name].(driver.Preparer)
+	return able && a.caps[name].Blanks
 }
 
 // prepareBlank is the last step of a blank's start.
