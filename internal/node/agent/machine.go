@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"hearth/internal/driver"
@@ -54,9 +53,6 @@ func newMachine(rec journal.Record) *machine {
 	mc.life, mc.quit = context.WithCancelCause(context.Background())
 	return mc
 }
-
-// newMachineID returns "m" and 16 characters of [a-z2-7], 80 random bits.
-func newMachineID() string { return "m" + strings.ToLower(rand.Text()[:16]) }
 
 func (mc *machine) id() string { return mc.rec.Handle.ID }
 

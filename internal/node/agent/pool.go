@@ -15,13 +15,9 @@ import (
 // What a node holds ready, and how much, is decided by package pool; here it is made
 // and taken down.
 
-// Held is the memory of a machine that waits.
-func (mc *machine) Held() int64 { return mc.size }
-
-// Resources are what it was made with.
+// Held, Resources and Snapshot are a pool.Member's.
+func (mc *machine) Held() int64                 { return mc.size }
 func (mc *machine) Resources() hearth.Resources { return mc.rec.Resources }
-
-// Snapshot is what it was restored from; empty for a blank.
 func (mc *machine) Snapshot() hearth.SnapshotID { return mc.rec.Restored }
 
 // Keep declares the warm snapshots to hold machines of. Pools that are not

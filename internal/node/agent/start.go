@@ -305,7 +305,7 @@ func (a *Agent) boot(ctx context.Context, p plan) (*machine, error) {
 	}
 	rec := journal.Record{
 		Phase: journal.Starting, Slot: journal.NoSlot, Resources: p.resources, Build: p.build.ID, Sandbox: p.sandbox,
-		Handle: driver.Handle{Driver: d.Name(), ID: newMachineID()},
+		Handle: driver.Handle{Driver: d.Name(), ID: journal.NewID()},
 	}
 	rec.Handle.Dir = a.dir("run", rec.Handle.ID)
 	if p.restore != nil {

@@ -4,6 +4,7 @@ package journal
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -76,6 +77,9 @@ type Journal struct{ dir string }
 // New returns the journal below a node's directory, whose folder machines must
 // be there before anything is written.
 func New(dir string) *Journal { return &Journal{dir: filepath.Join(dir, "machines")} }
+
+// NewID returns a machine's: "m" and 16 characters of [a-z2-7], 80 random bits.
+func NewID() string { return "m" + strings.ToLower(rand.Text()[:16]) }
 
 // Path is the file of a machine.
 func (j *Journal) Path(id string) string { return filepath.Join(j.dir, id+".json") }
