@@ -191,8 +191,7 @@ func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	}
 	var errs []error
 	for _, d := range []string{"run", "restore", "checkpoint"} {
-		errs = append(errs, os.RemoveAll(a.dir(d, mc.id())))
-		errs = append(errs, os.RemoveAll(filepath.Join(a.cfg.Dir, d, mc.id()))) // of before there was another place
+		errs = append(errs, os.RemoveAll(a.dir(d, mc.id())), os.RemoveAll(filepath.Join(a.cfg.Dir, d, mc.id()))) // before Plain was set
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -75,10 +74,8 @@ func (a *Agent) holdAll(ctx context.Context, list []journal.Record) error {
 
 // prepare makes directories and the key, and asks what drivers and host can do.
 func (a *Agent) prepare(ctx context.Context) error {
-	for _, dir := range []string{a.cfg.Dir, cmp.Or(a.cfg.Plain, a.cfg.Dir)} {
-		if !filepath.IsAbs(dir) {
-			return hearth.Errorf(hearth.InvalidArgument, "the node's directory %q is not absolute", dir)
-		}
+	if !filepath.IsAbs(a.cfg.Dir) {
+		return hearth.Errorf(hearth.InvalidArgument, "the node's directory %q is not absolute", a.cfg.Dir)
 	}
 	if err := os.RemoveAll(a.dir("checkpoint")); err != nil { // never needed by a later process
 		return shelf.DiskError(err, "the node's directory cannot be cleaned")
