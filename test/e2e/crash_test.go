@@ -48,7 +48,7 @@ const crashTime = 40 * time.Second
 // snapshot that the server tells of.
 func TestKilledAtEveryPoint(t *testing.T) {
 	order := filepath.Join(t.TempDir(), "order")
-	s := prepare(t, "HEARTH_BUILTIN=base", "HEARTH_NODE_POOL=0", "HEARTH_NODE_POOL_MAX=0", "FAULT_POINTS="+order)
+	s := prepare(t, "HEARTH_BUILTIN=base", "HEARTH_NODE_POOL=0", "HEARTH_NODE_POOL_MAX=0", "HEARTH_NODE_BLANKS=0", "FAULT_POINTS="+order)
 	s.bin = mortal(t)
 	s.up(t)
 	pid := s.pid(t)

@@ -22,6 +22,7 @@ const (
 	soakShort   = 40 * time.Second // in every run of the tests; HEARTH_TEST_SOAK asks for more
 	soakWorkers = 3
 	soakPool    = 2
+	soakBlanks  = 2
 	soakMost    = 4 // sandboxes of one worker at once
 	soakCrash   = 12 * time.Second
 	soakPatient = 60 * time.Second // for a server that comes back
@@ -39,13 +40,14 @@ func TestSoak(t *testing.T) {
 			t.Fatalf("HEARTH_TEST_SOAK: %v", err)
 		}
 	}
-	s := newBaseServer(t, fmt.Sprintf("HEARTH_NODE_POOL=%d", soakPool), fmt.Sprintf("HEARTH_NODE_POOL_MAX=%d", soakPool))
+	s := newBaseServer(t, fmt.Sprintf("HEARTH_NODE_POOL=%d", soakPool), fmt.Sprintf("HEARTH_NODE_POOL_MAX=%d", soakPool), fmt.Sprintf("HEARTH_NODE_BLANKS=%d", soakBlanks))
 	k := &soak{t: t, s: s, api: s.client(t), until: time.Now().Add(length), seed: uint64(time.Now().UnixNano())}
 	t.Logf("seed %d, %s", k.seed, length)
 	var before holdings
 	eventually(t, "the pool is full", func() bool {
 		before = s.holds(t)
-		return before.machines == soakPool && before.processes == soakPool && before.snapshots == 1 && before.run == soakPool
+		const ready = soakPool + soakBlanks
+		return before.machines == ready && before.processes == ready && before.snapshots == 1 && before.run == ready
 	})
 	var all sync.WaitGroup
 	for i := range soakWorkers {
