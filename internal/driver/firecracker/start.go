@@ -25,7 +25,7 @@ const (
 	cleanupTime = 10 * time.Second
 	apiTime     = 10 * time.Second // for a monitor to open its socket
 	apiRetry    = 2 * time.Millisecond
-	guestTime   = 60 * time.Second // for a guest to answer after boot or restore
+	guestTime   = 5 * time.Minute  // for a guest to answer after boot or restore, where the caller is more patient
 	settleTime  = 30 * time.Second // for a guest to write out its files
 )
 

@@ -24,8 +24,9 @@ const (
 	guestDevice = "eth0"
 	cleanupTime = 10 * time.Second
 	// answerTime is what a guest may take until its first process answers, where
-	// the caller is more patient. An emulated one takes 3 to 10 s.
-	answerTime = 60 * time.Second
+	// the caller is more patient. An emulated one takes 3 to 10 s, and many times as
+	// long on a host that is busy.
+	answerTime = 5 * time.Minute
 	settleTime = 30 * time.Second // for a guest to write out its files
 	pollTime   = 2 * time.Millisecond
 )
