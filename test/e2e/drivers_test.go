@@ -56,6 +56,7 @@ func TestEveryDriver(t *testing.T) {
 			}
 			t.Run("boot", func(t *testing.T) { bootsWithoutSnapshot(t, s, d) })
 			t.Run("files", func(t *testing.T) { keepsFilesAlone(t, s, d) })
+			t.Run("line", func(t *testing.T) { goesBack(t, s, d) })
 		})
 	}
 	t.Run("outlive", func(t *testing.T) { outliveTheServer(t, s, drivers) })
