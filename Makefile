@@ -1,6 +1,6 @@
 # make demo   from a clean machine to AI-written code running in isolation
 # make test   everything that .ci/run checks
-# make test-kvm  the virtual machines' tests with KVM, in an emulated host (part of make test)
+# make test-kvm  the virtual machines' tests with KVM, in an emulated host (part of make test; SUITE=all: an hour of them)
 # make build  bin/hearth, the whole product in one file
 # make bench  the figures of docs/PERFORMANCE.md, measured on this host
 # make generate  internal/gen, from the contracts in spec/
@@ -54,7 +54,7 @@ test:
 
 test-kvm: init
 	@deploy/apt-install.sh qemu-system-x86 erofs-utils e2fsprogs kmod xz-utils
-	@go run ./test/kvm
+	@go run ./test/kvm $(if $(filter all,$(SUITE)),-full)
 
 bench: build
 	@deploy/apt-install.sh runc mmdebstrap erofs-utils

@@ -3,7 +3,7 @@
 // emulated processor that has virtualization of its own, runs the tests inside,
 // and fails with them. Inside, /dev/kvm is real: the kernel's own kvm-amd.
 //
-//	go run ./test/kvm [-timeout 10m] [-cpus 1] [-run NAME] [-full] [-keep]
+//	go run ./test/kvm [-timeout 15m] [-cpus 1] [-run NAME [-cases REGEXP]] [-full] [-keep]
 //
 // A Firecracker to test is taken from $FIRECRACKER_BIN or PATH, with the jailer
 // from $JAILER_BIN or beside it. Without one, the tests of it are skipped, and
@@ -35,7 +35,6 @@ type suite struct {
 	name    string
 	pkg     string        // of the tests
 	run     string        // regular expression of their names
-	full    string        // the same when there is time; empty: the same
 	builds  []string      // packages of the programs that its tests build
 	timeout time.Duration // for all of its tests
 }
@@ -44,7 +43,7 @@ type suite struct {
 func suites() []suite {
 	return []suite{
 		{name: "kvmprobe", pkg: "./internal/driver/microvm/kvmprobe", run: ".", timeout: time.Minute},
-		{name: "qemu", pkg: "./internal/driver/qemu", run: qemuCases, full: "TestConformance", timeout: 8 * time.Minute,
+		{name: "qemu", pkg: "./internal/driver/qemu", run: "TestConformance", timeout: 14 * time.Minute,
 			builds: []string{"hearth/internal/driver/qemu/launchertest", "hearth/cmd/hearth-init"}},
 		// What needs no KVM is tested outside, where it is quicker.
 		{name: "firecracker", pkg: "./internal/driver/firecracker", run: "OfFirecracker|TestKeyPartsAreNamed", timeout: 5 * time.Minute,
@@ -52,31 +51,33 @@ func suites() []suite {
 	}
 }
 
-// qemuCases are those of the drivers' suite that KVM makes different: boot, stop in
-// place, snapshot, clone, take up again, end. A machine inside an emulated one
-// takes its time; the whole suite runs outside, under emulation, and here with -full.
-const qemuCases = "TestConformance/^(heat|BootAndDial|FreezeStopsThawContinues|RestoreKeepsMemoryAndFiles|" +
-	"TwoRestoresAreIsolated|ClonesDrawTheirOwnRandomness|AttachAfterCrash|KillIsSeenWithinASecond|DoomedStartLeavesNothing)$"
-
 type options struct {
 	timeout time.Duration
 	cpus    int
 	memory  int // MiB
 	only    string
+	cases   string // regular expression; empty: a suite's own
 	full    bool
 	keep    bool
 }
 
 func main() {
 	var o options
-	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "for everything that runs inside")
+	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for everything that runs inside")
 	// A host with two has been seen to stand still while it ran machines.
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the emulated host")
 	flag.IntVar(&o.memory, "memory", 4096, "its memory in MiB")
 	flag.StringVar(&o.only, "run", "", "the one suite to run")
-	flag.BoolVar(&o.full, "full", false, "run all of a suite; give it time with -timeout")
+	flag.StringVar(&o.cases, "cases", "", "the tests of it to run, as for go test")
+	flag.BoolVar(&o.full, "full", false, "run all of a suite, for as long as it takes: an hour unless -timeout says otherwise")
 	flag.BoolVar(&o.keep, "keep", false, "keep the machine's files, and say where they are")
 	flag.Parse()
+	if given := false; o.full {
+		flag.Visit(func(f *flag.Flag) { given = given || f.Name == "timeout" })
+		if !given {
+			o.timeout = time.Hour
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := test(ctx, o)
 	stop()
@@ -93,8 +94,8 @@ func (o options) choose() []suite {
 		if o.only != "" && s.name != o.only {
 			continue
 		}
-		if o.full {
-			s.run, s.timeout = cmp.Or(s.full, s.run), o.timeout
+		if s.run = cmp.Or(o.cases, s.run); o.full {
+			s.timeout = o.timeout
 		}
 		chosen = append(chosen, s)
 	}
@@ -117,7 +118,7 @@ func test(ctx context.Context, o options) error {
 		defer os.RemoveAll(dir)
 	}
 	began := time.Now()
-	kernel, err := build(ctx, dir, chosen)
+	kernel, err := build(ctx, dir, o)
 	if err != nil {
 		return err
 	}
@@ -149,7 +150,7 @@ func test(ctx context.Context, o options) error {
 }
 
 // build makes the files of the emulated host in dir and returns its kernel.
-func build(ctx context.Context, dir string, chosen []suite) (*microvm.Boot, error) {
+func build(ctx context.Context, dir string, o options) (*microvm.Boot, error) {
 	cache, err := microvmtest.KernelCache()
 	if err != nil {
 		return nil, err
@@ -158,8 +159,11 @@ func build(ctx context.Context, dir string, chosen []suite) (*microvm.Boot, erro
 	if err != nil {
 		return nil, fmt.Errorf("the kernel: %w", err)
 	}
-	t := &tree{dir: filepath.Join(dir, "tree")}
-	if err := t.fill(ctx, kernel, filepath.Join(cache, "debian-kernel", "modules"), chosen); err != nil {
+	t := &tree{dir: filepath.Join(dir, "tree"), host: microvmtest.ShortHost}
+	if o.full {
+		t.host = "all"
+	}
+	if err := t.fill(ctx, kernel, filepath.Join(cache, "debian-kernel", "modules"), o.choose()); err != nil {
 		return nil, err
 	}
 	if err := t.pack(ctx, dir, kernel.Release); err != nil {

@@ -43,7 +43,10 @@ type job struct {
 }
 
 // tree is the root file system of the emulated host while it is put together.
-type tree struct{ dir string }
+type tree struct {
+	dir  string
+	host string // of microvmtest.HostEnv
+}
 
 // programs are taken from this host, with their libraries.
 func programs() []string {
@@ -114,7 +117,7 @@ func (t *tree) suites(ctx context.Context, chosen []suite) error {
 			Name: s.name,
 			Argv: []string{out, "-test.v", "-test.run", s.run, "-test.timeout", s.timeout.String()},
 			Env: []string{
-				"PATH=/usr/sbin:/usr/bin", "HOME=/root", "TMPDIR=/tmp", "HEARTH_TEST_KVM=1", microvmtest.Env + "=" + labDir,
+				"PATH=/usr/sbin:/usr/bin", "HOME=/root", "TMPDIR=/tmp", microvmtest.HostEnv + "=" + t.host, microvmtest.Env + "=" + labDir,
 			},
 			Seconds: int((s.timeout + 10*time.Second).Seconds()), // the binary's own limit says more
 		})

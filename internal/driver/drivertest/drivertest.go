@@ -37,6 +37,8 @@ type Env struct {
 	// Generations is how often the cases that look for lost writes restore a
 	// machine, and Boots how often they boot one from its files; 0 means 10.
 	Generations, Boots int
+	// Skip says why a case is not run here, "" if it is; nil runs all.
+	Skip func(name string) string
 	// Count counts what machines hold on the host: processes, cgroups, mounts,
 	// descriptors. Every case must leave it as it was.
 	Count func(t *testing.T) map[string]int
@@ -125,6 +127,11 @@ func Run(t *testing.T, env Env) {
 			}
 			if c.blank && !caps.Blanks {
 				t.Skip("the driver makes nothing ahead of a restore")
+			}
+			if env.Skip != nil {
+				if why := env.Skip(c.name); why != "" {
+					t.Skip(why)
+				}
 			}
 			c.run(t, env)
 		})

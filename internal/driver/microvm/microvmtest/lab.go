@@ -22,6 +22,13 @@ import (
 // Env names a directory with everything that New returns, see Make.
 const Env = "HEARTH_TEST_LAB"
 
+// HostEnv is set in the emulated KVM host: to ShortHost where it has some minutes, to
+// something else where it has as long as it takes.
+const (
+	HostEnv   = "HEARTH_TEST_KVM"
+	ShortHost = "short"
+)
+
 // cacheEnv names the directory in which tests keep what is expensive to fetch.
 const cacheEnv = "HEARTH_TEST_CACHE"
 
