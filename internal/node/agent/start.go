@@ -213,17 +213,13 @@ func (a *Agent) handOver(ctx context.Context, mc *machine, p plan) (*node.Instan
 	if err := a.step(mc, "record", func() error { return a.journal.Write(mc.rec) }); err != nil {
 		return nil, err
 	}
-	policy := make(chan error, 1) // the guest is sealed until Init: the policy need only be there by then
-	began := a.now()
-	go func() { policy <- a.deps.Network.SetPolicy(ctx, mc.rec.Slot, p.sandbox.Network) }()
-	err := mc.live.Thaw(ctx)
-	if perr := <-policy; perr != nil {
-		return nil, perr
-	}
-	if err != nil {
+	if err := a.step(mc, "thaw", func() error {
+		policy := make(chan error, 1) // the guest is sealed until Init: the policy need only be there by then
+		go func() { policy <- a.deps.Network.SetPolicy(ctx, mc.rec.Slot, p.sandbox.Network) }()
+		return cmp.Or(mc.live.Thaw(ctx), <-policy)
+	}); err != nil {
 		return nil, err
 	}
-	mc.took = append(mc.took, Step{Name: "thaw", Began: began, Took: a.now().Sub(began)})
 	return a.settle(ctx, mc, p)
 }
 
