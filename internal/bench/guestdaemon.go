@@ -77,6 +77,7 @@ const (
 	daemonUser     = "nobody"
 	daemonUserID   = 65534
 	daemonCommands = 10
+	daemonTime     = 30 * time.Second
 )
 
 // onLinux runs the guest daemon as a program of this host, lets it do what it does
@@ -103,7 +104,7 @@ func onLinux(ctx context.Context) (anonymous, file int64, err error) {
 	}
 	address := l.Addr().String()
 	l.Close()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, daemonTime, hearth.Errorf(hearth.DeadlineExceeded, "the guest daemon did not serve ten commands within %s", daemonTime))
 	cmd := exec.CommandContext(ctx, program, "-listen", address, "-machine=false", "-code", filepath.Join(dir, "none"))
 	cmd.Dir = "/"
 	if os.Geteuid() == 0 {
