@@ -195,6 +195,7 @@ type request struct {
 	route  Route
 	life   *life
 	step   *step // nil: it is none
+	shared bool  // it came by a signed URL: the host name is not the sandbox's own
 }
 
 type requestKey struct{}
@@ -234,7 +235,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// first byte of the answer would take the rest of the request away from the
 	// transport, which then breaks the answer off.
 	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, always
-	q := &request{target: t, route: route, life: l}
+	q := &request{target: t, route: route, life: l, shared: !hasTarget(r) && !e.ours(r.Host)}
 	if route.History {
 		q.step, r = e.steps(r, t)
 	}
@@ -367,7 +368,17 @@ func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err == nil && q.step != nil {
 		q.step.follow(resp)
 	}
+	if err == nil && q.shared {
+		disown(resp.Header)
+	}
 	return resp, err
+}
+
+// disown takes the host name away from an answer that a browser may open: what a
+// sandbox sends is no page of the API's origin, which has the dashboard, too.
+func disown(h http.Header) {
+	h.Add("Content-Security-Policy", "sandbox")
+	h.Del("Set-Cookie")
 }
 
 // Sizes of copy buffers, in bytes. Each copy costs two system calls, which is

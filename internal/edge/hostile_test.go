@@ -129,6 +129,43 @@ func TestAnswersDoNotCarryMarkup(t *testing.T) {
 	}
 }
 
+// TestSignedFilesHaveNoOrigin: a browser that opens a signed URL does so on the
+// API's host name. What the sandbox says there cannot act in that name, whatever
+// is said before it. On names of the sandbox's own nothing is taken away.
+func TestSignedFilesHaveNoOrigin(t *testing.T) {
+	town := newTown()
+	town.sign = func(SignedURL) (hearth.SandboxID, error) { return alpha, nil }
+	town.serve(t, alpha, guest.Port, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</x>")
+		w.WriteHeader(http.StatusEarlyHints) // net/http's proxy forgets what headers it had before one
+		w.Header().Set("Content-Type", "text/html")
+		w.Header().Set("Content-Security-Policy", "script-src *")
+		w.Header().Set("Set-Cookie", "a=b")
+		io.WriteString(w, "<script>")
+	}))
+	_, s := town.open(t, Config{Domain: "box.test"})
+	for _, test := range []struct {
+		name, method, id string
+		host             string
+		policies, cookie string
+	}{
+		{"signed", "GET", "", "", "script-src *|sandbox", ""},
+		{"signed, by another way through", "POST", "", "", "script-src *|sandbox", ""},
+		{"by header", "GET", alpha, "", "script-src *", "a=b"},
+		{"by host name", "GET", "", fmt.Sprintf("%d-%s.box.test", guest.Port, alpha), "script-src *", "a=b"},
+	} {
+		_, body, h := ask(t, s, test.id, guest.Port, func(r *http.Request) {
+			r.Method, r.URL.Path, r.URL.RawQuery = test.method, "/files", "path=a&signature=v1_"+strings.Repeat("a", 43)
+			if test.host != "" {
+				r.Host = test.host
+			}
+		})
+		if got := strings.Join(h.Values("Content-Security-Policy"), "|"); body != "<script>" || got != test.policies || h.Get("Set-Cookie") != test.cookie {
+			t.Errorf("%s: %s %v", test.name, body, h)
+		}
+	}
+}
+
 func FuzzHost(f *testing.F) {
 	for _, s := range []string{"80-iabc.box.test", "80-iabc-x.box.test:443", "[::1]:80", "1.2.3.4", "80-i.x.", "0-a.b", "080-a.b", "80-ä.b", "80-a%2e.b", ":", "[", "a]:b:c"} {
 		f.Add(s)
