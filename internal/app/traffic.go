@@ -19,6 +19,7 @@ import (
 	"hearth/internal/auth"
 	"hearth/internal/builder"
 	"hearth/internal/control"
+	"hearth/internal/dash"
 	"hearth/internal/edge"
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
@@ -82,8 +83,7 @@ func (g gateway) Wake(ctx context.Context, id hearth.SandboxID, knock edge.Knock
 	return g.Resolve(ctx, id)
 }
 
-// handler puts edge and API behind one port: what is for a sandbox goes to the
-// edge, everything else to the API.
+// handler puts edge, dashboard and API behind one port.
 func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	g := gateway{a}
 	traffic := edge.New(edge.Config{Domain: a.cfg.Domain, Total: descriptors() / share}, edge.Deps{Resolver: g, Dialer: g, Signed: g, Waker: g, Stepper: a.control, Log: a.opts.Log})
@@ -104,13 +104,34 @@ func (a *App) handler(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return impatient(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if traffic.Matches(r) {
+	pages, err := a.dashboard()
+	if err != nil {
+		return nil, err
+	}
+	return impatient(split(traffic, pages, public), lingerTime), nil
+}
+
+// dashboard returns the handler of the pages for people, nil if there are to be none.
+func (a *App) dashboard() (http.Handler, error) {
+	if !a.cfg.Dashboard {
+		return nil, nil
+	}
+	return dash.New(dash.Deps{Sandboxes: a.control, Keys: a.keys, Hash: auth.HashKey, Throttle: a.keys, Log: a.opts.Log})
+}
+
+// split sends what is for a sandbox to the edge, whatever its path; of the rest
+// what is for people to their pages, if there are any, and everything else to the API.
+func split(traffic *edge.Edge, pages, public http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case traffic.Matches(r):
 			traffic.ServeHTTP(w, r)
-			return
+		case pages != nil && dash.Matches(r):
+			pages.ServeHTTP(w, r)
+		default:
+			public.ServeHTTP(w, r)
 		}
-		public.ServeHTTP(w, r)
-	}), lingerTime), nil
+	})
 }
 
 // lingerTime is how long a client may go on sending a request that was answered.

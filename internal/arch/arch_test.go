@@ -20,7 +20,7 @@ var (
 	guestSide = []string{"internal/guest/daemon", "internal/guest/process", "internal/guest/files", "internal/guest/code"}
 	adapters  = []string{"internal/driver", "internal/store", "internal/blob", "internal/image", "internal/netns", "internal/egress", "internal/guest/embedded"}
 	services  = []string{"internal/placement", "internal/control", "internal/builder", "internal/edge", "internal/auth", "internal/node/agent"}
-	transport = []string{"internal/api", "internal/guest/agentclient"}
+	transport = []string{"internal/api", "internal/dash", "internal/guest/agentclient"}
 	leaves    = []string{"internal/config", "internal/telemetry"} // used by L5 only
 	top       = []string{"internal/app", "internal/cli", "internal/bench", "internal/doctor", "cmd", "test"}
 )

@@ -56,7 +56,12 @@ func (k *Keys) Team(ctx context.Context, key string) (*hearth.Team, error) {
 	if !wellFormed(key) {
 		return nil, hearth.Errorf(hearth.Unauthenticated, "the API key is not valid: it must be e2b_ and hex digits")
 	}
-	now, hash := k.now(), HashKey(key)
+	return k.TeamByHash(ctx, HashKey(key))
+}
+
+// TeamByHash is Team for who has kept a key's HashKey rather than the key.
+func (k *Keys) TeamByHash(ctx context.Context, hash string) (*hearth.Team, error) {
+	now := k.now()
 	if team, ok := k.lookup(hash, now); ok {
 		return team, nil
 	}

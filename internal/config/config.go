@@ -21,7 +21,8 @@ type Config struct {
 	Domain string `yaml:"domain"` // base domain of sandbox host names; empty: routing by header only
 
 	Log       Log        `yaml:"log"`
-	Metrics   string     `yaml:"metrics"` // address of the Prometheus endpoint; empty: none
+	Metrics   string     `yaml:"metrics"`   // address of the Prometheus endpoint; empty: none
+	Dashboard bool       `yaml:"dashboard"` // whether there are pages for people at /dash/ of the API's address
 	Sandbox   Sandbox    `yaml:"sandbox"`
 	Node      Node       `yaml:"node"`
 	Network   Network    `yaml:"network"`
@@ -127,10 +128,11 @@ type Template struct {
 // Default returns the configuration that holds where nothing else is said.
 func Default() Config {
 	return Config{
-		Data:    "/var/lib/hearth",
-		Listen:  "127.0.0.1:3000",
-		Log:     Log{Level: "info", Format: "text"},
-		Sandbox: Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
+		Data:      "/var/lib/hearth",
+		Listen:    "127.0.0.1:3000",
+		Log:       Log{Level: "info", Format: "text"},
+		Dashboard: true,
+		Sandbox:   Sandbox{Max: 1000, MaxTimeout: 24 * time.Hour},
 		Node: Node{
 			Driver: Auto, Overcommit: 32, Pool: 4, PoolMax: 32, PoolMiB: 2048, Blanks: 2, Queue: 1000,
 			SubUIDBase: 1_000_000, Cgroup: "/hearth",

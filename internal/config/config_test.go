@@ -21,12 +21,12 @@ func write(t *testing.T, text string) string {
 
 func TestPrecedence(t *testing.T) {
 	file := write(t, "listen: 127.0.0.1:1\ndomain: file.test\nnode:\n  pool: 7\nsandbox:\n  max_timeout: 2h\n")
-	c, err := Load(file, []string{"HEARTH_DOMAIN=env.test", "HEARTH_NODE_QEMU_EMULATE=true", "HEARTH_NODE_DRIVERS=qemu, gvisor", "HEARTH_LISTEN=127.0.0.1:2", "HEARTH_NETWORK_DNS=9.9.9.9, 1.1.1.1", "HOME=/x", "HEARTH_TEST_KEEP=1"},
+	c, err := Load(file, []string{"HEARTH_DOMAIN=env.test", "HEARTH_NODE_QEMU_EMULATE=true", "HEARTH_NODE_DRIVERS=qemu, gvisor", "HEARTH_LISTEN=127.0.0.1:2", "HEARTH_NETWORK_DNS=9.9.9.9, 1.1.1.1", "HOME=/x", "HEARTH_TEST_KEEP=1", "HEARTH_DASHBOARD=false"},
 		func(c *Config) { c.Listen = "127.0.0.1:3" })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listen != "127.0.0.1:3" || c.Domain != "env.test" || c.Node.Pool != 7 || c.Sandbox.MaxTimeout != 2*time.Hour || len(c.Network.DNS) != 2 || !c.Node.QEMU.Emulate || len(c.Node.Drivers) != 2 {
+	if c.Listen != "127.0.0.1:3" || c.Domain != "env.test" || c.Node.Pool != 7 || c.Sandbox.MaxTimeout != 2*time.Hour || len(c.Network.DNS) != 2 || !c.Node.QEMU.Emulate || len(c.Node.Drivers) != 2 || c.Dashboard || !Default().Dashboard {
 		t.Errorf("got %+v", c)
 	}
 	if c.Data != Default().Data {
