@@ -246,7 +246,7 @@ func TestWrongKeysAreLimited(t *testing.T) {
 
 func TestSessionsEnd(t *testing.T) {
 	for name, end := range map[string]func(h *house, token string){
-		"by age":         func(*house, string) { time.Sleep(sessionAge) },
+		"by age":         func(*house, string) { time.Sleep(time.Hour) },
 		"by signing out": func(h *house, token string) { h.form("sign-out", token, nil, nil) },
 		"with their key": func(h *house, _ string) { h.gone = true; time.Sleep(time.Minute) },
 		"with a new one": func(h *house, token string) { h.form("sign-in", token, url.Values{"key": {ourKey}}, nil) },
@@ -261,7 +261,7 @@ func TestSessionsEnd(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHouse(t)
 				token := h.enter(t, ourKey)
-				time.Sleep(sessionAge - time.Second)
+				time.Sleep(sessionAge - time.Hour)
 				if resp := h.ask("GET", Root, token, nil); resp.StatusCode != 200 {
 					t.Fatalf("before: %d", resp.StatusCode)
 				}
@@ -283,6 +283,18 @@ func TestForeignSignOut(t *testing.T) {
 	if after := h.ask("GET", Root, token, nil); resp.StatusCode != 403 || after.StatusCode != 200 {
 		t.Errorf("%d, then %d", resp.StatusCode, after.StatusCode)
 	}
+}
+
+// TestOldSessionsAreForgotten, although nobody asks for them any more.
+func TestOldSessionsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSessions()
+		s.begin("ours", "hash")
+		time.Sleep(sessionAge)
+		if s.begin("theirs", "hash"); len(s.open) != 1 {
+			t.Errorf("%d sessions", len(s.open))
+		}
+	})
 }
 
 func TestSessionsAreBounded(t *testing.T) {
