@@ -236,6 +236,8 @@ func inEmulatedHost(name string) string {
 		return "heat boots a machine, and every other case dials one; make test-kvm SUITE=all runs it"
 	case "RestoreKeepsMemoryAndFiles":
 		return "NothingIsLostOverTenRestores shows it twice; make test-kvm SUITE=all runs it"
+	case "DaemonBelongsToItsMachine":
+		return "the guest daemon alone does it, with KVM as without, in minutes here; make test-kvm SUITE=all runs it"
 	case "TwoRestoresAreIsolated":
 		return "ClonesDrawTheirOwnRandomness has two clones beside their parent, too; make test-kvm SUITE=all runs it"
 	case "HandleIsPlainData", "UsageIsWithinLimits", "FreezeAndThawAreIdempotent", "CheckpointNeedsFrozen", "CheckpointKeepsFrozenAndThawable",
