@@ -19,9 +19,14 @@ import (
 	"hearth/internal/hearth"
 )
 
+// starterConfig is what of a run another process of it cannot find out.
+type starterConfig struct{ Dir, CgroupParent string }
+
 // startAsStarter starts the machine of a process of its own.
-func startAsStarter(ctx context.Context, dir string, spec driver.Spec) (driver.Machine, error) {
-	d, err := firecracker.New((&lab{dir: dir}).plainConfig())
+func startAsStarter(ctx context.Context, c starterConfig, spec driver.Spec) (driver.Machine, error) {
+	cfg := (&lab{dir: c.Dir}).plainConfig()
+	cfg.CgroupParent = c.CgroupParent
+	d, err := firecracker.New(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +41,7 @@ func TestMachineOutlivesItsStarter(t *testing.T) {
 	base.From = l.checkpoint(t, l.start(t, l.spec(t)), "a", "1")
 	spec := l.spec(t)
 	spec.From = l.checkpoint(t, l.start(t, base), "b", "2")
-	m, err := l.driver(t).Attach(t.Context(), drivertest.RunStarter(t, l.dir, spec).KillStarted(t))
+	m, err := l.driver(t).Attach(t.Context(), drivertest.RunStarter(t, starterConfig{l.dir, cgroupParent}, spec).KillStarted(t))
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
 	pager := pagerOf(t, m)
@@ -73,7 +78,7 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 		if i%2 == 1 {
 			spec.From = layered
 		}
-		drivertest.RunStarter(t, l.dir, spec).KillAndSweep(t, d, time.Duration(i)*15*time.Millisecond)
+		drivertest.RunStarter(t, starterConfig{l.dir, cgroupParent}, spec).KillAndSweep(t, d, time.Duration(i)*15*time.Millisecond)
 	}
 	l.settles(t, before)
 }
