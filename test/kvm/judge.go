@@ -20,13 +20,14 @@ type judge struct {
 	ended   map[string]string // "ok", or what went wrong
 	passed  map[string]int    // tests of each suite
 	skipped []string          // tests, with the reason
-	reason  string            // the line before: what a test says before its verdict
+	test    string            // whose lines come now
+	said    map[string]string // what each test said last: of one that is skipped, the reason
 	done    bool
 	last    []string // of the console, outside of suites: what explains a crash
 }
 
 func newJudge(want []string) *judge {
-	return &judge{want: want, ended: map[string]string{}, passed: map[string]int{}}
+	return &judge{want: want, ended: map[string]string{}, passed: map[string]int{}, said: map[string]string{}}
 }
 
 // hear takes one line and returns what of it a person wants to see.
@@ -45,16 +46,31 @@ func (j *judge) hear(line string) (string, bool) {
 	if strings.HasPrefix(text, "--- PASS: ") {
 		j.passed[j.running]++
 	}
-	if name, ok := strings.CutPrefix(text, "--- SKIP: "); ok {
-		j.skipped = append(j.skipped, fmt.Sprintf("%s: %s: %s", j.running, name, j.reason))
-	}
-	j.reason = text
+	j.listen(text)
 	for _, noise := range []string{"=== PAUSE", "=== CONT", "=== NAME"} {
 		if strings.HasPrefix(text, noise) {
 			return "", false
 		}
 	}
 	return line, text != ""
+}
+
+// listen keeps what tests say: their verdicts come after those of all within one test.
+func (j *judge) listen(text string) {
+	for _, prefix := range []string{"=== RUN", "=== CONT", "=== NAME"} {
+		if name, ok := strings.CutPrefix(text, prefix); ok {
+			j.test = strings.TrimSpace(name)
+			return
+		}
+	}
+	if verdict, ok := strings.CutPrefix(text, "--- SKIP: "); ok {
+		name, _, _ := strings.Cut(verdict, " ")
+		j.skipped = append(j.skipped, fmt.Sprintf("%s: %s: %s", j.running, name, j.said[j.running+name]))
+		return
+	}
+	if !strings.HasPrefix(text, "--- ") {
+		j.said[j.running+j.test] = text
+	}
 }
 
 func (j *judge) note(words []string) (string, bool) {

@@ -43,6 +43,18 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// The verdicts of tests within a test come after all of them, the reasons before.
+func TestJudgeKnowsWhoSaidWhat(t *testing.T) {
+	j := newJudge([]string{"a"})
+	for _, l := range []string{"HEARTH-KVM begin a", "=== RUN   TestX", "=== RUN   TestX/one", "    x_test.go:1: too slow", "=== RUN   TestX/two", "    x_test.go:2: no tools",
+		"=== RUN   TestX/three", "--- PASS: TestX (1s)", "    --- SKIP: TestX/one (0s)", "    --- SKIP: TestX/two (0s)", "    --- PASS: TestX/three (1s)", "HEARTH-KVM end a ok"} {
+		j.hear(l)
+	}
+	if got, want := strings.Join(j.skipped, "|"), "a: TestX/one: x_test.go:1: too slow|a: TestX/two: x_test.go:2: no tools"; got != want {
+		t.Errorf("skipped %q, want %q", got, want)
+	}
+}
+
 func TestJudgeShowsWhatMatters(t *testing.T) {
 	j := newJudge([]string{"a"})
 	var shown []string
@@ -55,7 +67,7 @@ func TestJudgeShowsWhatMatters(t *testing.T) {
 	if got := strings.Join(shown, "|"); got != want {
 		t.Errorf("shown %q, want %q", got, want)
 	}
-	const skipped = "a: TestX (0s): x_test.go:1: no tools"
+	const skipped = "a: TestX: x_test.go:1: no tools"
 	if len(j.skipped) != 1 || j.skipped[0] != skipped {
 		t.Errorf("skipped %q, want %q", j.skipped, skipped)
 	}
