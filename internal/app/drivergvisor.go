@@ -11,5 +11,6 @@ func gvisorDriver(p parts) (driver.Driver, error) {
 	return gvisor.New(gvisor.Config{
 		Root: filepath.Join(runtimeDir, "gvisor"), Guest: p.guest, CgroupParent: p.cfg.Node.Cgroup,
 		UIDBase: uint32(p.cfg.Node.SubUIDBase), Log: p.log,
+		Lessons: filepath.Join(p.cfg.Data, "node", "hot"),
 	})
 }

@@ -32,6 +32,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"hearth/internal/edge/label"
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
 )
@@ -252,7 +253,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // directory), server-sent events, an upgraded connection. There may be thousands
 // of these, each with a buffer.
 func isStream(r *http.Request) bool {
-	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/connect+") ||
+	return label.Framed(r.Header.Get("Content-Type")) ||
 		strings.Contains(r.Header.Get("Accept"), "text/event-stream") || r.Header.Get("Upgrade") != ""
 }
 
@@ -374,11 +375,16 @@ func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+// wholeOrigin are the headers of an answer that say something of every page of its origin.
+var wholeOrigin = [...]string{"Set-Cookie", "Clear-Site-Data", "Strict-Transport-Security", "Alt-Svc", "Nel", "Report-To", "Reporting-Endpoints"}
+
 // disown takes the host name away from an answer that a browser may open: what a
 // sandbox sends is no page of the API's origin, which has the dashboard, too.
 func disown(h http.Header) {
 	h.Add("Content-Security-Policy", "sandbox")
-	h.Del("Set-Cookie")
+	for _, name := range wholeOrigin {
+		h.Del(name)
+	}
 }
 
 // Sizes of copy buffers, in bytes. Each copy costs two system calls, which is

@@ -140,7 +140,9 @@ func TestSignedFilesHaveNoOrigin(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints) // net/http's proxy forgets what headers it had before one
 		w.Header().Set("Content-Type", "text/html")
 		w.Header().Set("Content-Security-Policy", "script-src *")
-		w.Header().Set("Set-Cookie", "a=b")
+		for _, name := range wholeOrigin {
+			w.Header().Set(name, "a=b")
+		}
 		io.WriteString(w, "<script>")
 	}))
 	_, s := town.open(t, Config{Domain: "box.test"})
@@ -162,6 +164,11 @@ func TestSignedFilesHaveNoOrigin(t *testing.T) {
 		})
 		if got := strings.Join(h.Values("Content-Security-Policy"), "|"); body != "<script>" || got != test.policies || h.Get("Set-Cookie") != test.cookie {
 			t.Errorf("%s: %s %v", test.name, body, h)
+		}
+		for _, name := range wholeOrigin {
+			if h.Get(name) != test.cookie {
+				t.Errorf("%s: %s is %q", test.name, name, h.Get(name))
+			}
 		}
 	}
 }

@@ -63,7 +63,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for everything that runs inside")
+	flag.DurationVar(&o.timeout, "timeout", 22*time.Minute, "for everything that runs inside")
 	// A host with two has been seen to stand still while it ran machines.
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the emulated host")
 	flag.IntVar(&o.memory, "memory", 4096, "its memory in MiB")

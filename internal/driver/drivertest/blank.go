@@ -25,7 +25,7 @@ func prepare(t *testing.T, d driver.Driver, spec driver.Spec) driver.Blank {
 
 func closeBlank(t *testing.T, b driver.Blank) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ok(t, "Close of a blank", b.Close(ctx))
 }
@@ -137,7 +137,7 @@ func wantOver(t *testing.T, b driver.Blank) {
 	t.Helper()
 	select {
 	case <-b.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("the blank is not done")
 	}
 }

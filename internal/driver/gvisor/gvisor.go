@@ -70,6 +70,9 @@ type Config struct {
 	Exe string
 	// CgroupParent is the cgroup below which machines get theirs; empty means /hearth.
 	CgroupParent string
+	// Lessons is a directory for what is learned of checkpoints (at most 32 MiB); it
+	// should outlive a reboot, as they do. Empty means one in Root, which Purge removes.
+	Lessons string
 	// UIDBase is the first host user of the first range; 0 means 1000000. Drivers
 	// with different Roots on one host must not have overlapping ranges.
 	UIDBase uint32
@@ -110,6 +113,9 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.UIDBase == 0 {
 		cfg.UIDBase = 1_000_000
 	}
+	if cfg.Lessons == "" {
+		cfg.Lessons = filepath.Join(cfg.Root, ownLessons)
+	}
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -121,7 +127,7 @@ func New(cfg Config) (*Driver, error) {
 	log.SetLevel(log.Warning)
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
-		lessons: lessons{dir: filepath.Join(cfg.Root, "hot")},
+		lessons: lessons{dir: cfg.Lessons},
 		uids:    hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }
@@ -132,6 +138,8 @@ func (c Config) check() error {
 		return hearth.Errorf(hearth.InvalidArgument, "gvisor root %q is not an absolute directory", c.Root)
 	case len(c.Root) > maxRoot:
 		return hearth.Errorf(hearth.InvalidArgument, "gvisor root %q is longer than %d bytes", c.Root, maxRoot)
+	case !filepath.IsAbs(c.Lessons):
+		return hearth.Errorf(hearth.InvalidArgument, "gvisor lessons %q is not an absolute directory", c.Lessons)
 	case c.Guest != "" && !filepath.IsAbs(c.Guest):
 		return hearth.Errorf(hearth.InvalidArgument, "guest image %q is not absolute", c.Guest)
 	case !strings.HasPrefix(c.CgroupParent, "/") || filepath.Clean(c.CgroupParent) != c.CgroupParent || c.CgroupParent == "/":

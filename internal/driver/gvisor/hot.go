@@ -22,7 +22,7 @@ import (
 // first machines that were in use and are closed: the sandbox keeps the order
 // in which it copied, and is asked by a control call.
 //
-// On disk: Config.Root/hot/ID, by the ID in the checkpoint's manifest, is a
+// On disk: Config.Lessons/ID, by the ID in the checkpoint's manifest, is a
 // lesson as JSON. A list that is wrong costs later machines time or memory and
 // nothing else; so it may get lost, and a hostile sandbox gains nothing by lying.
 
@@ -34,6 +34,7 @@ const (
 	maxSets    = 128       // lessons kept; the oldest go first
 	maxLessons = 3         // machines that a checkpoint's list is learned from
 	learnTime  = 200 * time.Millisecond
+	ownLessons = "hot" // in Config.Root, unless they are kept elsewhere
 )
 
 var plainID = regexp.MustCompile(`^[A-Z0-9]{1,64}$`)

@@ -72,7 +72,7 @@ func (d *Driver) Purge() error {
 	if len(used) > 0 {
 		return hearth.Errorf(hearth.FailedPrecondition, "%d machines are still there", len(used))
 	}
-	errs := []error{os.RemoveAll(d.lessons.dir), d.cgroup("").RemoveParent()}
+	errs := []error{os.RemoveAll(filepath.Join(d.cfg.Root, ownLessons)), d.cgroup("").RemoveParent()}
 	for _, dir := range []string{filepath.Join(d.cfg.Root, usersDir), d.cfg.Root} {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})

@@ -223,8 +223,8 @@ func TestConformance(t *testing.T) {
 }
 
 // inEmulatedHost says why a case is not among those that an emulated host has time
-// for. What it has are the cases that KVM makes different, and all hazards of a machine
-// that wakes up in another life. All run outside, emulated in software.
+// for. What it has are the cases that KVM makes different, and the hazards of a machine
+// that wakes up in another life but the guest daemon's, which takes minutes. All run outside, emulated in software.
 func inEmulatedHost(name string) string {
 	const (
 		host  = "the host's side alone does it, with KVM as without; make test-kvm SUITE=all runs it"

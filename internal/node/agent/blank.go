@@ -53,8 +53,11 @@ func (a *Agent) watchBlank(mc *machine, v *vacancy) {
 		case <-a.life.Done():
 		}
 		select {
-		case <-v.taken: // it may have been taken and restored meanwhile: its taker sees what becomes of it
+		case <-v.taken: // its taker sees what becomes of it; a restored one is done as a blank
 			return
+		default:
+		}
+		select {
 		case <-v.blank.Done():
 		default:
 			return

@@ -108,7 +108,29 @@ func TestEvictTakesBlanksFirst(t *testing.T) {
 	if p, wait := s.Next(start, 1<<30); p != nil || wait != 30*time.Second {
 		t.Errorf("next %v in %s", p, wait)
 	}
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); found {
+		t.Error("a blank is made at once")
+	}
+}
+
+// TestPoolsComeBeforeBlanks: no blank is made while any pool lacks a machine, and after
+// an eviction none at once.
+func TestPoolsComeBeforeBlanks(t *testing.T) {
+	s := pool.New[*member](1)
+	s.Keep(base, warm("x"), pool.Bounds{})
+	s.Keep(base, warm("y"), pool.Bounds{Floor: 1, Ceiling: 1})
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); found {
+		t.Error("a blank before the pool's machine")
+	}
+	p, _ := s.Next(start, 1<<30)
+	s.Filled(p, &member{of: p.Warm.ID, size: 8})
+	of, _, _, found := s.NextBlank(start, 1<<30, all)
+	if !found {
+		t.Fatal("no blank for pools that have what they want")
+	}
+	s.FilledBlank(of, &member{size: 1})
+	s.Evict(start)
 	if _, _, wait, found := s.NextBlank(start, 1<<30, all); found || wait != 30*time.Second {
-		t.Errorf("next blank %t in %s", found, wait)
+		t.Errorf("after an eviction: next blank %t in %s", found, wait)
 	}
 }

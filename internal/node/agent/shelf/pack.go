@@ -62,11 +62,24 @@ func (s *Shelf) Tidy(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// turnAtArchive waits for its turn at the archive; done ends the turn.
+func (s *Shelf) turnAtArchive(ctx context.Context) (done func(), err error) {
+	select {
+	case s.archiving <- struct{}{}:
+		return func() { <-s.archiving }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // collect makes the archive forget what no snapshot needs. What is put on the
 // shelf from here on is packed later.
 func (s *Shelf) collect(ctx context.Context) error {
-	s.archiving.Lock()
-	defer s.archiving.Unlock()
+	done, err := s.turnAtArchive(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	keep := s.wanted()
 	if keep == nil {
 		return nil

@@ -97,7 +97,7 @@ type Shelf struct {
 
 	packing    Packing // no archive: nothing is packed
 	now        func() time.Time
-	archiving  sync.Mutex    // nothing is collected between the packing of a snapshot that is new and its entry
+	archiving  chan struct{} // holds a token: nothing is collected between the packing of a snapshot that is new and its entry
 	rebuilding chan struct{} // holds a token: files are unpacked one after the other
 	wake       chan struct{}
 
@@ -110,7 +110,7 @@ func New(blobs blob.Local) *Shelf {
 	return &Shelf{
 		blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}},
 		packing: Packing{Log: slog.New(slog.DiscardHandler)}, now: time.Now,
-		rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		archiving: make(chan struct{}, 1), rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -202,8 +202,11 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 	}
 	atOnce := s.packing.Archive != nil && s.packing.AtOnce
 	if atOnce {
-		s.archiving.Lock()
-		defer s.archiving.Unlock()
+		done, err := s.turnAtArchive(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
 		if err := s.packNew(ctx, &m.Snapshot); err != nil {
 			return DiskError(err, "the snapshot cannot be packed")
 		}
