@@ -49,7 +49,7 @@ echo "drivers: gvisor with shared memory, gvisor as it is published, qemu emulat
 # what is there twice come after the rest: they want the processor for themselves.
 {
   failed=0
-  CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m -json ./... || failed=1
+  CGO_ENABLED=1 go test -race -shuffle=on -timeout 30m -json ./... || failed=1
   GOFLAGS=$stock go test -count=1 -timeout 10m -json -run 'TestConformance|TestStock' ./internal/driver/gvisor || failed=1
   HEARTH_TEST_VM=1 go test -p 1 -count=1 -timeout 15m -json ./internal/driver/microvm ./internal/driver/qemu || failed=1
   exit $failed
