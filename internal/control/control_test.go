@@ -26,7 +26,6 @@ func in(t *testing.T, limits control.Limits, test func(t *testing.T, w *world, p
 		p := w.run(limits)
 		test(t, w, p)
 		time.Sleep(20 * time.Second)
-		synctest.Wait()
 		for _, wrong := range w.audit(p) {
 			t.Error(wrong)
 		}

@@ -162,7 +162,6 @@ func TestStorm(t *testing.T) {
 			callers.Wait()
 			p.disarm()
 			time.Sleep(30 * time.Second)
-			synctest.Wait()
 			for _, wrong := range w.audit(p) {
 				t.Errorf("seed %d: %s", seed, wrong)
 			}
@@ -308,7 +307,6 @@ func TestNodeAway(t *testing.T) {
 		}
 		w.set(func() { clear(w.refuse) })
 		time.Sleep(time.Minute)
-		synctest.Wait()
 		for _, wrong := range w.audit(p) {
 			t.Error(wrong)
 		}

@@ -53,7 +53,6 @@ func inHistory(t *testing.T, budget int64, test func(t *testing.T, w *world, p *
 		w := newWorld(t)
 		p := w.run(control.Limits{})
 		test(t, w, p, kept(t, p, budget).ID)
-		synctest.Wait()
 		for _, wrong := range w.audit(p) {
 			t.Error(wrong)
 		}
@@ -341,7 +340,6 @@ func TestStepsOfTheDead(t *testing.T) {
 		}
 		p = w.run(control.Limits{})
 		time.Sleep(time.Minute)
-		synctest.Wait()
 		for _, wrong := range w.audit(p) {
 			t.Error(wrong)
 		}

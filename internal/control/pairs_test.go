@@ -119,6 +119,7 @@ func pair(t *testing.T, first, second operation) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	synctest.Wait() // the snapshot has left its lane
 	w.set(func() {
 		for _, op := range []string{"start", "pause", "snapshot", "stop", "update", "remove"} {
 			w.delay[op] = 100 * time.Millisecond

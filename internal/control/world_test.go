@@ -558,8 +558,10 @@ func (f *faultyStore) DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) 
 	return f.p.through(func() error { return f.Store.DeleteSnapshot(ctx, id) })
 }
 
-// audit compares rows, machines, files and routes when everything is at rest.
+// audit waits until everything is at rest, because a call answers before it has
+// put away what it no longer needs, and compares rows, machines, files and routes.
 func (w *world) audit(p *process) []string {
+	synctest.Wait()
 	ctx := context.Background()
 	rows, _, err := w.store.ListSandboxes(ctx, store.SandboxFilter{}, store.Page{Limit: store.MaxPage})
 	w.mu.Lock()

@@ -123,13 +123,24 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: debugWriter{cfg.Log}}})
-	log.SetLevel(log.Warning)
+	logTo(cfg.Log)
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
 		lessons: lessons{dir: cfg.Lessons},
 		uids:    hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
+}
+
+// logging is held while the log of gVisor's own packages, which a process has
+// one of, is turned: drivers are made at once in tests.
+var logging sync.Mutex
+
+// logTo turns the warnings of gVisor's own packages in this process to l.
+func logTo(l *slog.Logger) {
+	logging.Lock()
+	defer logging.Unlock()
+	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: debugWriter{l}}})
+	log.SetLevel(log.Warning)
 }
 
 func (c Config) check() error {
