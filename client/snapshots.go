@@ -177,8 +177,16 @@ type TreeSnapshot struct {
 	Usable    bool      `json:"usable"` // false: only its place in the line is left
 	CreatedAt time.Time `json:"createdAt"`
 	Bytes     int64     `json:"bytes"` // of its own files, without what they refer to
-	Step      int64     `json:"step"`  // its number in its sandbox's history; 0: it was none
-	Label     string    `json:"label"` // what ran in the step
+
+	// WholeBytes is what a sandbox that starts from it has: its files and all that they
+	// refer to. AddedBytes is what is on disk for it, and neither for the nearest one
+	// before it that is usable nor for its template. Nil: it is not usable, or that
+	// could not be found out.
+	WholeBytes *int64 `json:"wholeBytes"`
+	AddedBytes *int64 `json:"addedBytes"`
+
+	Step  int64  `json:"step"`  // its number in its sandbox's history; 0: it was none
+	Label string `json:"label"` // what ran in the step
 }
 
 // TreeSandbox is a sandbox in a Tree.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"hearth/internal/control"
+	"hearth/internal/control/archive"
 	"hearth/internal/control/history"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
@@ -533,7 +534,8 @@ func (f *fakeControl) Rollback(_ context.Context, team hearth.TeamID, id hearth.
 
 func (f *fakeControl) Tree(_ context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.Tree, error) {
 	sb, err := f.change(team, id, func(*hearth.Sandbox) error { return nil })
-	return &control.Tree{Snapshots: f.snaps, Sandboxes: []*hearth.Sandbox{sb}}, err
+	weights := map[hearth.SnapshotID]archive.Weight{"s00000000000000000000": {Whole: 5}} // of the others it is not known
+	return &control.Tree{Snapshots: f.snaps, Sandboxes: []*hearth.Sandbox{sb}, Weights: weights}, err
 }
 
 func (f *fakeControl) History(_ context.Context, team hearth.TeamID, id hearth.SandboxID) (*control.History, error) {

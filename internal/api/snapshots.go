@@ -184,6 +184,9 @@ func (s *server) SandboxTree(ctx context.Context, req rest.SandboxTreeRequestObj
 		if snap.Alias != "" {
 			row.Name = some(snap.Alias + ":" + snap.Tag)
 		}
+		if w, known := t.Weights[snap.ID]; known {
+			row.WholeBytes, row.AddedBytes = &w.Whole, &w.Added
+		}
 		out.Snapshots = append(out.Snapshots, row)
 	}
 	for _, sb := range t.Sandboxes {

@@ -39,6 +39,8 @@ func TestSnapshotCalls(t *testing.T) {
 		{"GET", "/v2/sandboxes/" + id + "/history", "", 200, `"error":"full","kept":false,"label":"dd","parent":1,"step":2}`},
 		{"GET", "/v2/sandboxes/inone/history", "", 404, "doesn't exist"},
 		{"GET", "/v2/sandboxes/" + id + "/tree", "", 200, `"head":"s00000000000000000000"`},
+		{"GET", "/v2/sandboxes/" + id + "/tree", "", 200, `{"addedBytes":0,"bytes":`},
+		{"GET", "/v2/sandboxes/" + id + "/tree", "", 200, `"wholeBytes":5}`},
 		{"DELETE", "/templates/s00000000000000000000%3Adefault", "", 204, ""},
 		{"DELETE", "/templates/s00000000000000000000%3Adefault", "", 404, "not found"},
 	} {

@@ -72,6 +72,11 @@ type Archive interface {
 	// Stat does not tell what is shared: Stored is what the file needs.
 	Stat(ctx context.Context, sha256 string) (Packed, error)
 
+	// Weigh returns how many bytes on disk files need that none of the files beside
+	// needs, each once; what says where they are is not counted. A name that is not
+	// there is NotFound among files, and does not matter among beside.
+	Weigh(ctx context.Context, files, beside []string) (int64, error)
+
 	// Unpack writes a file into to, which is empty, and syncs it. Holes and zeros
 	// become holes. After an error to's content is of no use.
 	Unpack(ctx context.Context, sha256 string, to *os.File) error

@@ -46,3 +46,16 @@ func TestRollbackTakesStepsAndSnapshots(t *testing.T) {
 		t.Errorf("%d %s %q", code, complaint, *asked)
 	}
 }
+
+func TestTree(t *testing.T) {
+	answers(t, map[string]string{"GET /v2/sandboxes/i1/tree": `{"snapshots":[
+		{"id":"s1","sandboxID":"i1","kind":"kept","usable":false,"createdAt":"2026-01-02T03:04:05Z","bytes":0},
+		{"id":"s2","parent":"s1","sandboxID":"i1","kind":"step","step":7,"label":"ls","usable":true,"createdAt":"2026-01-02T03:04:06Z","bytes":99,"wholeBytes":94371840,"addedBytes":0}],
+		"sandboxes":[{"sandboxID":"i1","head":"s2","state":"running"}]}`})
+	code, out, complaint := run("sandbox", "tree", "i1")
+	lines := strings.Split(out, "\n")
+	if code != 0 || len(lines) != 4 || strings.Contains(lines[0], "B") || !strings.HasPrefix(lines[1], "  s2 ") ||
+		!strings.Contains(lines[1], "+0 B of 90 MiB  of i1  ls") || !strings.HasPrefix(lines[2], "    i1 ") {
+		t.Errorf("%d %s\n%s", code, complaint, out)
+	}
+}

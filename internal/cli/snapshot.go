@@ -142,7 +142,8 @@ type sandboxTreeCmd struct {
 	ID string `arg:"" help:"Sandbox."`
 }
 
-// Run draws the tree, one line per snapshot or sandbox.
+// Run draws the tree, one line per snapshot or sandbox: of a snapshot what it adds on
+// disk to those before it, and how big it is with them.
 func (s *sandboxTreeCmd) Run(in *invocation) error {
 	c, err := s.server(in)
 	if err != nil {
@@ -155,6 +156,14 @@ func (s *sandboxTreeCmd) Run(in *invocation) error {
 	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
 	drawTree(w, t, "", 0)
 	return w.Flush()
+}
+
+// weight says what a snapshot adds on disk, and what a sandbox that starts from it has.
+func weight(s client.TreeSnapshot) string {
+	if s.AddedBytes == nil || s.WholeBytes == nil {
+		return ""
+	}
+	return fmt.Sprintf("+%s of %s", size(*s.AddedBytes), size(*s.WholeBytes))
 }
 
 // drawTree writes what comes after a snapshot, indented.
@@ -175,7 +184,7 @@ func drawTree(w io.Writer, t *client.Tree, parent string, depth int) {
 		if s.Step > 0 {
 			what += fmt.Sprintf(" (step %d)", s.Step)
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\tof %s\t%s\n", indent, s.ID, what, s.Name, s.CreatedAt.Local().Format(time.DateTime), size(s.Bytes), s.Sandbox, s.Label)
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\t%s\tof %s\t%s\n", indent, s.ID, what, s.Name, s.CreatedAt.Local().Format(time.DateTime), weight(s), s.Sandbox, s.Label)
 		drawTree(w, t, s.ID, depth+1)
 	}
 	for _, b := range t.Sandboxes {

@@ -109,6 +109,13 @@ func act(ctx context.Context, w *world, p *process, a action) {
 		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d})
 	case "create paused on timeout":
 		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d, OnTimeout: hearth.PauseOnTimeout})
+	case "create idle":
+		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: time.Hour, Lifecycle: hearth.Lifecycle{Idle: 10 * time.Second}})
+	case "rest": // nobody uses any sandbox
+		w.mu.Lock()
+		w.unused = true
+		w.mu.Unlock()
+		time.Sleep(20 * time.Second)
 	case "create with history":
 		_, err = p.Create(ctx, control.CreateRequest{Team: "t1", Template: "base", Timeout: d, Lifecycle: hearth.Lifecycle{History: wish.LeastHistory}})
 	case "step":

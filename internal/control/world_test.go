@@ -36,8 +36,10 @@ type world struct {
 	starts   int
 	wrong    []string
 
+	unused  bool              // nobody uses any sandbox
 	bytes   int64             // of a snapshot's file
 	beneath []hearth.Snapshot // what snapshots lie on
+	weighed []string          // what was asked for
 
 	delay  map[string]time.Duration // how long a node's call takes
 	refuse map[string]error         // what a node's call fails with, without effect
@@ -303,6 +305,17 @@ func (w *world) Remove(_ context.Context, id hearth.SnapshotID) error {
 	return nil
 }
 
+// Weigh implements the controller's shelf.
+func (w *world) Weigh(_ context.Context, id hearth.SnapshotID, over ...hearth.SnapshotID) (whole, added int64, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.weighed = append(w.weighed, fmt.Sprintf("%s over %s", id, over))
+	if err := w.refuse["weigh "+string(id)]; err != nil {
+		return 0, 0, err
+	}
+	return 2 * w.bytes, w.bytes, nil
+}
+
 // Beneath implements the controller's shelf.
 func (w *world) Beneath(context.Context, []hearth.SnapshotID) ([]hearth.Snapshot, error) {
 	w.mu.Lock()
@@ -346,6 +359,11 @@ func (w *world) run(limits control.Limits) *process {
 	p := &process{w: w, faults: map[int]fault{}, done: make(chan struct{})}
 	p.Controller = control.New(control.Deps{
 		Store: &faultyStore{w.store, p}, Nodes: p, Tokens: testTokens{}, Shelf: faultyShelf{p}, Now: time.Now, Log: w.log, Limits: limits,
+		Unused: func(hearth.SandboxID) (time.Time, bool) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return time.Time{}, w.unused
+		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
@@ -476,6 +494,11 @@ type faultyShelf struct{ p *process }
 
 func (f faultyShelf) Remove(ctx context.Context, id hearth.SnapshotID) error {
 	return f.p.through(func() error { return f.p.w.Remove(ctx, id) })
+}
+
+func (f faultyShelf) Weigh(ctx context.Context, id hearth.SnapshotID, over ...hearth.SnapshotID) (whole, added int64, err error) {
+	err = f.p.through(func() error { whole, added, err = f.p.w.Weigh(ctx, id, over...); return err })
+	return whole, added, err
 }
 
 func (f faultyShelf) Beneath(ctx context.Context, ids []hearth.SnapshotID) (list []hearth.Snapshot, err error) {

@@ -62,6 +62,21 @@ func goesBack(t *testing.T, s *server, d tried) {
 		t.Errorf("differences %q, want %q", changes, want)
 	}
 
+	tree, err := c.Tree(t.Context(), sb.ID)
+	must(t, err)
+	weighed := 0
+	for _, s := range tree.Snapshots {
+		if s.ID != snap.ID && s.ID != later.ID {
+			continue
+		}
+		if weighed++; s.WholeBytes == nil || s.AddedBytes == nil || *s.AddedBytes <= 0 || *s.AddedBytes > *s.WholeBytes || *s.WholeBytes < s.Bytes {
+			t.Errorf("in the tree there is %+v", s)
+		}
+	}
+	if weighed != 2 {
+		t.Errorf("of the two snapshots the tree has %d", weighed)
+	}
+
 	history, err := c.History(t.Context(), sb.ID)
 	must(t, err)
 	if len(history.Steps) < 4 || history.Head == 0 {

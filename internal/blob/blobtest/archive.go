@@ -23,6 +23,7 @@ func RunArchive(t *testing.T, open func(t *testing.T) blob.Archive) {
 		"round trip":     archiveRoundTrip,
 		"holes":          archiveHoles,
 		"like":           archiveLike,
+		"weigh":          archiveWeigh,
 		"wrong name":     archiveWrongName,
 		"missing":        archiveMissing,
 		"cancelled":      archiveCancelled,
@@ -176,6 +177,40 @@ func archiveLike(t *testing.T, a blob.Archive) {
 	if got, _ := unpack(t, a, two); !bytes.Equal(got, second) {
 		t.Error("the second file is not what was packed, without the first")
 	}
+}
+
+func archiveWeigh(t *testing.T, a blob.Archive) {
+	weigh := func(files, beside []string, want int64) {
+		t.Helper()
+		got, err := a.Weigh(t.Context(), files, beside)
+		if err != nil || got != want {
+			t.Errorf("%d bytes of %.4s beside %.4s, %v; want %d", got, files, beside, err, want)
+		}
+	}
+	first := Noise(4<<20, 1)
+	one, p1 := pack(t, a, first)
+	two, p2 := pack(t, a, append(first, Noise(100_000, 2)...), one)
+	stranger, p3 := pack(t, a, first)             // packed already
+	same, p4 := pack(t, a, append(first, 1), two) // shares with the second, and so with the first
+	if stranger != one || p3.Stored != 0 || p4.Stored >= p2.Stored {
+		t.Fatalf("packed %+v, %+v, %+v, %+v", p1, p2, p3, p4)
+	}
+	gone := strings.Repeat("0", 64)
+	weigh(nil, nil, 0)
+	weigh([]string{one}, nil, p1.Stored)
+	weigh([]string{one, one}, nil, p1.Stored)
+	weigh([]string{one, two, same}, nil, p1.Stored+p2.Stored+p4.Stored)
+	weigh([]string{two}, []string{one}, p2.Stored)
+	weigh([]string{two}, []string{gone, one, two}, 0)
+	weigh([]string{same}, []string{two}, p4.Stored)
+	zeros, _ := pack(t, a, make([]byte, 1<<20))
+	weigh([]string{zeros}, nil, 0)
+	_, err := a.Weigh(t.Context(), []string{gone}, nil)
+	fails(t, err, hearth.NotFound)
+	_, err = a.Weigh(t.Context(), []string{one}, []string{"x"})
+	fails(t, err, hearth.InvalidArgument)
+	alike, p5 := pack(t, a, append(first, 2)) // like nothing: all of it is there twice
+	weigh([]string{alike}, []string{one, two, same}, p5.Stored)
 }
 
 func archiveWrongName(t *testing.T, a blob.Archive) {

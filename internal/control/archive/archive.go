@@ -26,14 +26,21 @@ import (
 // DefaultTag is the tag of a name that says none.
 const DefaultTag = "default"
 
-// Shelf removes the files of a snapshot; a missing one is not an error.
+// Shelf has the files of snapshots.
 type Shelf interface {
+	// Remove removes the files of a snapshot; a missing one is not an error.
 	Remove(ctx context.Context, id hearth.SnapshotID) error
+
+	// Weigh returns the bytes that a snapshot has, with all that it refers to, and
+	// those that are on disk for it, and neither for the snapshots over nor for what
+	// these refer to.
+	Weigh(ctx context.Context, id hearth.SnapshotID, over ...hearth.SnapshotID) (whole, added int64, err error)
 }
 
 // rows is the part of store.Store that an archive uses.
 type rows interface {
 	store.Snapshots
+	Build(ctx context.Context, id hearth.BuildID) (*hearth.Build, error)
 	DeleteTemplate(ctx context.Context, id hearth.TemplateID) error
 }
 

@@ -13,6 +13,16 @@ import (
 type Tree struct {
 	Snapshots []*hearth.Snapshot // oldest first; of those that are gone the row alone
 	Sandboxes []*hearth.Sandbox
+
+	// Weights are those of the snapshots that sandboxes can be started from; one that
+	// could not be found out is not there.
+	Weights map[hearth.SnapshotID]Weight
+}
+
+// Weight is what a snapshot takes, in bytes.
+type Weight struct {
+	Whole int64 // its files and those of all that they refer to, without holes
+	Added int64 // on disk for it, and neither for the one before it that can be started from nor for its template
 }
 
 // maxTree bounds how many snapshots of a team are looked at.
@@ -52,7 +62,41 @@ func (a *Archive) Tree(ctx context.Context, sb *hearth.Sandbox, boxes []*hearth.
 			t.Sandboxes = append(t.Sandboxes, b)
 		}
 	}
-	return t, nil
+	return t, a.weigh(ctx, t)
+}
+
+// weigh finds out what the snapshots of a tree take.
+func (a *Archive) weigh(ctx context.Context, t *Tree) error {
+	t.Weights = map[hearth.SnapshotID]Weight{}
+	warm := map[hearth.BuildID]map[string]hearth.SnapshotID{}
+	before := map[hearth.SnapshotID]hearth.SnapshotID{} // of each one itself, or the nearest before it, that can be started from
+	for _, s := range t.Snapshots {
+		if s.Status != hearth.SnapshotReady {
+			before[s.ID] = before[s.After]
+			continue
+		}
+		before[s.ID] = s.ID
+		if _, known := warm[s.Build]; !known {
+			b, err := a.deps.Store.Build(ctx, s.Build)
+			if err != nil && !missing(err) {
+				return err
+			}
+			warm[s.Build] = nil // its template is gone
+			if err == nil {
+				warm[s.Build] = b.Warm
+			}
+		}
+		whole, added, err := a.deps.Shelf.Weigh(ctx, s.ID, before[s.After], warm[s.Build][s.Driver])
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil { // removed meanwhile, or damaged: the rest of the tree is all the same
+			a.deps.Log.Warn("what a snapshot takes on disk cannot be found out", "snapshot", s.ID, "err", err)
+			continue
+		}
+		t.Weights[s.ID] = Weight{whole, added}
+	}
+	return nil
 }
 
 // team are those of a team that users see, oldest first.

@@ -82,6 +82,9 @@ func (s stock) Inventory(_ context.Context, snap hearth.Snapshot, build hearth.B
 }
 
 func (stock) Remove(context.Context, hearth.SnapshotID) error { return nil }
+func (stock) Weigh(context.Context, hearth.SnapshotID, ...hearth.SnapshotID) (whole, added int64, err error) {
+	return 0, 0, nil
+}
 
 func archiveOf(db *memstore.Store) *archive.Archive {
 	return archive.New(archive.Deps{

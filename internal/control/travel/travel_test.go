@@ -111,6 +111,10 @@ func (w *world) DeleteSnapshot(ctx context.Context, id hearth.SnapshotID) error 
 	return w.write(func() error { return w.Store.DeleteSnapshot(ctx, id) })
 }
 
+func (w *world) Weigh(context.Context, hearth.SnapshotID, ...hearth.SnapshotID) (whole, added int64, err error) {
+	return 0, 0, nil
+}
+
 func (w *world) Remove(_ context.Context, id hearth.SnapshotID) error {
 	return w.write(func() error { delete(w.files, id); return nil })
 }

@@ -706,6 +706,9 @@ type TreeSandbox struct {
 
 // TreeSnapshot defines model for TreeSnapshot.
 type TreeSnapshot struct {
+	// AddedBytes On disk for it, and neither for its parent (the nearest one that is usable) nor for its template: compressed once it is packed, about half a minute after it was taken. Two that come after the same one may share what each adds. Absent like wholeBytes.
+	AddedBytes *int64 `json:"addedBytes,omitempty"`
+
 	// Bytes Of its own files, without what they refer to.
 	Bytes     int64     `json:"bytes"`
 	CreatedAt time.Time `json:"createdAt"`
@@ -731,6 +734,9 @@ type TreeSnapshot struct {
 
 	// Usable False: only its place in the line is left.
 	Usable bool `json:"usable"`
+
+	// WholeBytes Of its files and of all that they refer to: what a sandbox that starts from it has. Absent: it is not usable, or that could not be found out.
+	WholeBytes *int64 `json:"wholeBytes,omitempty"`
 }
 
 // VolumeMount defines model for VolumeMount.

@@ -3,6 +3,8 @@ package shelf
 import (
 	"context"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 
 	"hearth/internal/driver"
@@ -49,4 +51,99 @@ func (s *Shelf) Beneath(ctx context.Context, ids []hearth.SnapshotID) ([]hearth.
 		}
 	}
 	return list, nil
+}
+
+// Weigh returns what a snapshot that is kept takes: whole is its files and those of
+// all that it refers to, as they are when laid out, without holes; added is what is
+// on disk for it, and neither for the snapshots over, nor for what they refer to:
+// of what is packed its part of the archive, of the rest its plain files. Plain
+// files of what is packed are a cache and not counted. What over names and is not
+// there does not matter.
+func (s *Shelf) Weigh(ctx context.Context, id hearth.SnapshotID, over ...hearth.SnapshotID) (whole, added int64, err error) {
+	select { // a big snapshot's chunks are many: one after the other
+	case s.weighing <- struct{}{}:
+		defer func() { <-s.weighing }()
+	case <-ctx.Done():
+		return 0, 0, context.Cause(ctx)
+	}
+	whole, added, files, beside, err := s.layers(ctx, id, over)
+	if err != nil || len(files) == 0 {
+		return whole, added, err
+	}
+	key := strings.Join(files, " ") + " over " + strings.Join(beside, " ")
+	inPacks, known := s.weights[key]
+	if !known {
+		if inPacks, err = s.packing.Archive.Weigh(ctx, files, beside); err != nil {
+			return 0, 0, err
+		}
+		if len(s.weights) >= maxWeights {
+			clear(s.weights)
+		}
+		s.weights[key] = inPacks // files are named by their content, and what they share was settled when they were packed
+	}
+	return whole, added + inPacks, nil
+}
+
+// maxWeights bounds how many results are kept.
+const maxWeights = 4096
+
+// layers adds up what of a snapshot and all that it refers to is in plain files,
+// and lists what of them is packed, and what is for others.
+func (s *Shelf) layers(ctx context.Context, id hearth.SnapshotID, over []hearth.SnapshotID) (whole, plain int64, files, beside []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g, err := s.load(ctx)
+	if err != nil {
+		return 0, 0, nil, nil, err
+	}
+	if n, there := g.nodes[id]; !there || n.removed {
+		return 0, 0, nil, nil, hearth.Errorf(hearth.NotFound, "snapshot %s not found", id)
+	}
+	theirs := map[hearth.SnapshotID]bool{}
+	for _, o := range over {
+		for _, at := range g.chain(o) {
+			if theirs[at] {
+				break
+			}
+			theirs[at] = true
+			if n := g.nodes[at]; s.archived(n) {
+				for _, f := range n.files {
+					beside = append(beside, f.SHA256)
+				}
+			}
+		}
+	}
+	for _, at := range g.chain(id) {
+		n := g.nodes[at]
+		of := hearth.Snapshot{Files: n.files}
+		whole += of.Bytes()
+		if theirs[at] {
+			continue
+		}
+		if !s.archived(n) {
+			plain += of.Bytes()
+			continue
+		}
+		for _, f := range n.files {
+			if !slices.Contains(beside, f.SHA256) {
+				files = append(files, f.SHA256)
+			}
+		}
+	}
+	return whole, plain, files, beside, nil
+}
+
+func (s *Shelf) archived(n node) bool { return n.packed && s.packing.Archive != nil }
+
+// chain lists a snapshot and what it refers to, as far as that is there.
+func (g *graph) chain(id hearth.SnapshotID) (list []hearth.SnapshotID) {
+	for range driver.MaxLayers {
+		n, there := g.nodes[id]
+		if !there {
+			break
+		}
+		list = append(list, id)
+		id = n.base
+	}
+	return list
 }
