@@ -32,6 +32,7 @@ func everyStep() []step {
 		{"network", []string{"create"}, "network", hearth.Running},
 		{"timeout", []string{"create"}, "wait", hearth.Stopped},
 		{"pause at timeout", []string{"create paused on timeout"}, "wait", hearth.Paused},
+		{"pause by idleness", []string{"create idle"}, "rest", hearth.Paused},
 		{"death", []string{"create"}, "die", hearth.Stopped},
 		{"snapshot", []string{"create"}, "snapshot", hearth.Running},
 		{"second snapshot", []string{"create", "snapshot"}, "snapshot", hearth.Running},

@@ -15,23 +15,25 @@ type deed struct {
 	do      func(c *crashes) error
 	memory  bool             // memory must outlive it, however far it came
 	look    func(c *crashes) // beside what every deed must leave; nil: nothing
+	slow    bool             // it waits for seconds: a run that has not the time for all tries one of its points
 }
 
 // deeds are everything that moves a sandbox or a snapshot.
 func deeds() []deed {
 	nothing := func(*crashes) error { return nil }
 	return []deed{
-		{"pause", nothing, func(c *crashes) error { return c.api.Pause(c.t.Context(), c.sb.ID) }, true, nil},
-		{"pause of files", nothing, func(c *crashes) error { return c.api.PauseFiles(c.t.Context(), c.sb.ID) }, false, nil},
-		{"pause by timeout", nothing, (*crashes).outstay, true, nil},
+		{"pause", nothing, func(c *crashes) error { return c.api.Pause(c.t.Context(), c.sb.ID) }, true, nil, false},
+		{"pause of files", nothing, func(c *crashes) error { return c.api.PauseFiles(c.t.Context(), c.sb.ID) }, false, nil, false},
+		{"pause by timeout", nothing, (*crashes).outstay, true, nil, false},
+		{"pause by idleness", (*crashes).keepBusy, (*crashes).rest, true, (*crashes).wantMemory, true},
 		{"resume", func(c *crashes) error { return c.api.Pause(c.t.Context(), c.sb.ID) }, func(c *crashes) error {
 			_, err := c.api.Connect(c.t.Context(), c.sb.ID, time.Hour)
 			return err
-		}, true, nil},
+		}, true, nil, false},
 		{"snapshot", nothing, func(c *crashes) error {
 			_, err := c.api.Snapshot(c.t.Context(), c.sb.ID, "")
 			return err
-		}, true, nil},
+		}, true, nil, false},
 		{"fork", nothing, func(c *crashes) error {
 			forks, err := c.api.Fork(c.t.Context(), c.sb.ID, 2, time.Hour)
 			for _, f := range forks {
@@ -40,26 +42,26 @@ func deeds() []deed {
 				}
 			}
 			return err
-		}, true, nil},
+		}, true, nil, false},
 		{"rollback", nothing, func(c *crashes) error {
 			_, err := c.api.Rollback(c.t.Context(), c.sb.ID, c.kept)
 			return err
-		}, true, nil},
+		}, true, nil, false},
 		{"deletion", (*crashes).take, func(c *crashes) error {
 			return c.api.DeleteSnapshot(c.t.Context(), c.extra)
-		}, true, nil},
+		}, true, nil, false},
 		{"difference", (*crashes).take, func(c *crashes) error {
 			_, err := c.api.Diff(c.t.Context(), c.kept, c.extra, 1000)
 			return err
-		}, true, (*crashes).wantDifference},
+		}, true, (*crashes).wantDifference, false},
 		{"import", nothing, func(c *crashes) error {
 			_, err := c.api.Import(c.t.Context(), bytes.NewReader(c.file))
 			return err
-		}, true, nil},
+		}, true, nil, false},
 		{"step", (*crashes).keepHistory, func(c *crashes) error {
 			_, err := c.other.Commands.Run(c.t.Context(), "echo second >> log", client.RunOptions{})
 			return err
-		}, true, (*crashes).wantHistory},
+		}, true, (*crashes).wantHistory, false},
 	}
 }
 
@@ -68,12 +70,44 @@ func (c *crashes) outstay() error {
 	if err := c.sb.SetTimeout(c.t.Context(), time.Second); err != nil {
 		return err
 	}
+	return c.paused(c.sb.ID)
+}
+
+// paused returns when a sandbox is paused, or when the server does not answer.
+func (c *crashes) paused(id string) error {
 	for {
-		info, err := c.api.Info(c.t.Context(), c.sb.ID)
+		info, err := c.api.Info(c.t.Context(), id)
 		if err != nil || info.State == "paused" {
 			return err
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// keepBusy makes a sandbox that is to be paused when nobody uses it, and uses it.
+func (c *crashes) keepBusy() (err error) {
+	o := client.CreateOptions{Timeout: time.Hour, Idle: 5 * time.Second, AutoPause: true} // the shortest there is
+	if c.other, err = c.api.Create(c.t.Context(), o); err != nil {
+		return err
+	}
+	if _, err = c.other.Commands.Run(c.t.Context(), "echo in memory > /dev/shm/word", client.RunOptions{}); err != nil {
+		return err
+	}
+	c.busy, err = c.other.Commands.Start(c.t.Context(), "sleep 3600", client.RunOptions{})
+	return err
+}
+
+// rest stops using the other sandbox, and returns when it is paused.
+func (c *crashes) rest() error {
+	c.busy.Detach()
+	return c.paused(c.other.ID)
+}
+
+// wantMemory: the other sandbox, running or paused, has its memory.
+func (c *crashes) wantMemory() {
+	c.t.Helper()
+	if got := c.runIn(c.other.ID, "cat /dev/shm/word || true"); got != "in memory\n" {
+		c.t.Errorf("the memory of the other sandbox holds %q", got)
 	}
 }
 
