@@ -49,8 +49,7 @@ func (m *machine) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 // pause is how long to wait after a failed attempt: not at all after a timeout,
 // a little after an error that comes at once, such as an unknown neighbour.
 func pause(err error) <-chan time.Time {
-	var netErr net.Error
-	if errors.As(err, &netErr) && netErr.Timeout() {
+	if timed, ok := errors.AsType[net.Error](err); ok && timed.Timeout() {
 		return time.After(0)
 	}
 	return time.After(20 * time.Millisecond)
