@@ -318,7 +318,7 @@ func (b *builder) hole(n int64) {
 }
 
 // someZeros is no allocation: every process that this program is executed as would make it.
-var someZeros [1 << 20]byte
+var someZeros = [1 << 20]byte{}
 
 func (b *builder) chunk(data []byte) error {
 	b.whole.Write(data)
