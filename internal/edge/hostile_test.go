@@ -23,7 +23,7 @@ func raw(t *testing.T, s *httptest.Server, request string) string {
 	conn, err := net.Dial("tcp", s.Listener.Addr().String())
 	must(t, err)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	_, err = io.WriteString(conn, request)
 	must(t, err)
 	all, _ := io.ReadAll(conn)

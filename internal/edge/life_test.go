@@ -32,7 +32,7 @@ func TestWebSocket(t *testing.T) {
 	town.serve(t, alpha, 3000, echo)
 	town.serve(t, alpha, guest.Port, echo)
 	e, s := town.open(t, Config{})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	dial := func(port string) (*websocket.Conn, error) {
 		c, _, err := websocket.Dial(ctx, s.URL, &websocket.DialOptions{HTTPHeader: http.Header{SandboxHeader: {alpha}, PortHeader: {port}}})
@@ -142,9 +142,8 @@ func TestServerThatIsJustStarting(t *testing.T) {
 	if _, body, _ := ask(t, s, alpha, 3000, nil); body != "up" {
 		t.Error(body)
 	}
-	start := time.Now()
-	if code, _, _ := ask(t, s, alpha, 3001, nil); code != 502 || time.Since(start) > 2*time.Second {
-		t.Errorf("%d after %s", code, time.Since(start))
+	if code, _, _ := ask(t, s, alpha, 3001, nil); code != 502 {
+		t.Errorf("a port nobody serves: %d", code)
 	}
 }
 
@@ -238,7 +237,7 @@ func TestAnswerBeforeTheEndOfTheRequest(t *testing.T) {
 	}))
 	_, s := town.open(t, Config{})
 	body, send := io.Pipe()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "POST", s.URL, body)
 	must(t, err)

@@ -354,7 +354,7 @@ func TestIPv6(t *testing.T) {
 	address(t, "lo", "::1/128")
 	io.WriteString(own, "own")
 	buf := make([]byte, 100)
-	l.SetReadDeadline(time.Now().Add(5 * time.Second))
+	l.SetReadDeadline(time.Now().Add(time.Minute))
 	n, _, err := l.ReadFrom(buf)
 	if err != nil || string(buf[:n]) != "own" {
 		t.Errorf("got %q, %v", buf[:n], err)

@@ -21,7 +21,7 @@ func (s *server) exchange(t *testing.T, request string) int {
 	conn, err := net.Dial("tcp", s.listen)
 	must(t, err)
 	defer conn.Close()
-	must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	go io.WriteString(conn, request) // the server may hang up before it is through
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {

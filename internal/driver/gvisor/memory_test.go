@@ -81,14 +81,14 @@ var players = [...]string{"parent", "child1", "child2", "child3"}
 
 func (m *torture) ask(t *testing.T, method, path string, form url.Values) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	return drivertest.Open(m.Machine).Ask(ctx, method, path, form)
 }
 
 func (m *torture) await(t *testing.T, file string) string {
 	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		text, err := m.ask(t, "GET", "/file", url.Values{"path": {"/tmp/" + file}})
 		if err == nil {

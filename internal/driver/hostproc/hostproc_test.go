@@ -140,7 +140,7 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	}
 	reaped := make(chan error, 1)
 	go func() { reaped <- cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := c.Remove(ctx); err != nil {
 		t.Error(err)

@@ -424,7 +424,7 @@ func TestChanges(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	f := serve(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s, err := f.client.WatchDir(ctx, connect.NewRequest(&guestv1.WatchDirRequest{Path: f.dir, Recursive: true, IncludeEntry: true}))
 	if err != nil || !s.Receive() || s.Msg().GetStart() == nil {
@@ -463,7 +463,7 @@ func TestWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for end := time.Now().Add(10 * time.Second); !slices.Contains(got, "CREATE two"); {
+	for end := time.Now().Add(time.Minute); !slices.Contains(got, "CREATE two"); {
 		res, err := f.client.GetWatcherEvents(ctx, connect.NewRequest(&guestv1.GetWatcherEventsRequest{WatcherId: w.Msg.WatcherId}))
 		if err != nil || time.Now().After(end) {
 			t.Fatal(got, err)

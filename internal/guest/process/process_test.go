@@ -207,7 +207,7 @@ func TestTimeoutKillsTheGroup(t *testing.T) {
 // gone waits until no process of a group is left.
 func (f *fixture) gone(group uint32) {
 	f.Helper()
-	for end := time.Now().Add(10 * time.Second); syscall.Kill(-int(group), 0) == nil; {
+	for end := time.Now().Add(time.Minute); syscall.Kill(-int(group), 0) == nil; {
 		if time.Now().After(end) {
 			f.Fatalf("processes of group %d are left", group)
 		}
@@ -217,7 +217,7 @@ func (f *fixture) gone(group uint32) {
 // buried waits until a process has ended and its status was collected.
 func (f *fixture) buried(pid uint32) {
 	f.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
 			return
 		}
