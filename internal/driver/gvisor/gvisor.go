@@ -33,6 +33,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/config"
@@ -123,24 +124,12 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	logTo(cfg.Log)
+	log.SetTarget(ourLog{cfg.Log})
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
 		lessons: lessons{dir: cfg.Lessons},
 		uids:    hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
-}
-
-// logging is held while the log of gVisor's own packages, which a process has
-// one of, is turned: drivers are made at once in tests.
-var logging sync.Mutex
-
-// logTo turns the warnings of gVisor's own packages in this process to l.
-func logTo(l *slog.Logger) {
-	logging.Lock()
-	defer logging.Unlock()
-	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: debugWriter{l}}})
-	log.SetLevel(log.Warning)
 }
 
 func (c Config) check() error {
@@ -200,10 +189,12 @@ func runtimeConfig(flags []string) (*config.Config, error) {
 	return config.NewFromFlags(set)
 }
 
-// debugWriter hands lines of gVisor's log to ours.
-type debugWriter struct{ log *slog.Logger }
+// ourLog takes the warnings of gVisor's own packages in this process. It is given
+// to them whole, as their level cannot be set while another driver is made.
+type ourLog struct{ log *slog.Logger }
 
-func (w debugWriter) Write(p []byte) (int, error) {
-	w.log.Debug("gvisor: " + strings.TrimSpace(string(p)))
-	return len(p), nil
+func (l ourLog) Emit(_ int, level log.Level, _ time.Time, format string, args ...any) {
+	if level <= log.Warning {
+		l.log.Debug("gvisor: " + strings.TrimSpace(fmt.Sprintf(format, args...)))
+	}
 }

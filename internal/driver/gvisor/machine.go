@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/runsc/sandbox"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/gvisor/console"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -38,7 +39,7 @@ type machine struct {
 	state machineState
 	box   *sandbox.Sandbox // its control socket
 	pidfd *os.File
-	con   *console // nil after Attach
+	con   *console.Console // nil after Attach
 
 	turn   chan struct{} // holds one token: who has it may call the sandbox
 	frozen bool          // owned by the holder of turn
@@ -50,7 +51,7 @@ type machine struct {
 }
 
 // adopt makes a machine of a running sandbox and watches it.
-func (d *Driver) adopt(id, dir string, state machineState, con *console) (*machine, error) {
+func (d *Driver) adopt(id, dir string, state machineState, con *console.Console) (*machine, error) {
 	pidfd, err := state.Open()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hearth.Wrap(hearth.NotFound, err, "machine %s is gone", id)
@@ -91,9 +92,9 @@ func (m *machine) watch() {
 	}
 	m.exit = m.howEnded()
 	if !m.closing.Load() {
-		m.d.cfg.Log.Info("machine ended", "id", m.id, "code", m.exit.Code, "reason", m.exit.Reason, "console", m.con.tail())
+		m.d.cfg.Log.Info("machine ended", "id", m.id, "code", m.exit.Code, "reason", m.exit.Reason, "console", m.con.Tail())
 	}
-	m.con.close()
+	m.con.Close()
 	_ = m.pidfd.Close()
 	m.conns.closeAll()
 	close(m.done)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/gvisor/console"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -97,18 +98,20 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 	if spec.From != nil && !spec.From.FilesOnly {
 		req.Image, req.Memory = spec.From.Dir, d.memoryOf(from)
 	}
-	con, err := newConsole(req.Image == "")
-	if err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
+	con := &console.Console{}
+	if req.Image == "" {
+		if con, err = console.New(); err != nil {
+			return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
+		}
 	}
 	l, err := d.launcher(spec.ID, con)
 	if err != nil {
-		con.close()
+		con.Close()
 		return nil, err
 	}
 	pid, err := l.last(ctx, req)
 	if err != nil {
-		con.close()
+		con.Close()
 		return nil, err
 	}
 	return d.started(pid, spec, from, con)
@@ -147,15 +150,15 @@ func (d *Driver) memoryOf(from origin) memory {
 
 // started makes a machine of a sandbox in which a guest runs. The console is its own, also
 // when it fails.
-func (d *Driver) started(pid int, spec driver.Spec, from origin, con *console) (*machine, error) {
+func (d *Driver) started(pid int, spec driver.Spec, from origin, con *console.Console) (*machine, error) {
 	state, err := newState(pid, spec, from)
 	if err != nil {
-		con.close()
+		con.Close()
 		return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s ended as it started", spec.ID)
 	}
 	m, err := d.adopt(spec.ID, spec.Dir, state, con)
 	if err != nil {
-		con.close()
+		con.Close()
 		return nil, err
 	}
 	return m, nil
@@ -164,7 +167,7 @@ func (d *Driver) started(pid int, spec driver.Spec, from origin, con *console) (
 // launcher is a running launcher process, see launch.go.
 type launcher struct {
 	id      string
-	con     *console
+	con     *console.Console
 	cmd     *exec.Cmd
 	request *os.File
 	reply   *os.File
@@ -175,7 +178,7 @@ type launcher struct {
 }
 
 // launcher starts one.
-func (d *Driver) launcher(id string, con *console) (*launcher, error) {
+func (d *Driver) launcher(id string, con *console.Console) (*launcher, error) {
 	requestR, requestW, err := os.Pipe()
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
@@ -188,8 +191,8 @@ func (d *Driver) launcher(id string, con *console) (*launcher, error) {
 	cmd := exec.Command(d.cfg.Exe)
 	cmd.Args = []string{launcherName, id}
 	cmd.Env = []string{}
-	if con.stdout != nil {
-		cmd.Stdout, cmd.Stderr = con.stdout, con.stderr
+	if stdout, stderr := con.Output(); stdout != nil {
+		cmd.Stdout, cmd.Stderr = stdout, stderr
 	}
 	cmd.ExtraFiles = []*os.File{requestR, replyW}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -224,11 +227,11 @@ func (l *launcher) ask(ctx context.Context, req launchRequest) (int, error) {
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
 		}
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("no answer: %w%s", errors.Join(err, l.err), l.con.tail()), "launcher of machine %s failed", l.id)
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("no answer: %w%s", errors.Join(err, l.err), l.con.Tail()), "launcher of machine %s failed", l.id)
 	}
 	if answer.Error != "" {
 		l.close()
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%s%s", answer.Error, l.con.tail()), "machine %s cannot be started", l.id)
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%s%s", answer.Error, l.con.Tail()), "machine %s cannot be started", l.id)
 	}
 	return answer.PID, nil
 }
@@ -248,7 +251,7 @@ func (l *launcher) last(ctx context.Context, req launchRequest) (int, error) {
 		return 0, context.Cause(ctx)
 	}
 	if l.err != nil {
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%w%s", l.err, l.con.tail()), "launcher of machine %s failed", l.id)
+		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%w%s", l.err, l.con.Tail()), "launcher of machine %s failed", l.id)
 	}
 	return pid, nil
 }

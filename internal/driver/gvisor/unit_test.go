@@ -142,23 +142,6 @@ func TestPrecompiledProgramsAreFound(t *testing.T) {
 	t.Errorf("no program for a sandbox of ours among %d", len(filter.ListPrecompiled()))
 }
 
-func TestConsoleCannotGrow(t *testing.T) {
-	c, err := newConsole(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	if n, err := c.stderr.Write(make([]byte, 2*consoleBytes)); err == nil || n > consoleBytes {
-		t.Errorf("wrote %d bytes: %v", n, err)
-	}
-	if _, err := c.stderr.WriteAt([]byte("end"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if got := c.tail(); !strings.Contains(got, "end") {
-		t.Errorf("tail %q", got)
-	}
-}
-
 func TestFullDiskIsTold(t *testing.T) {
 	far := hearth.Wrap(hearth.Internal, errors.New("closing state file failed: no space left on device"), "checkpoint failed")
 	for _, err := range []error{far, &fs.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}} {
