@@ -66,7 +66,7 @@ func goesBack(t *testing.T, s *server, d tried) {
 	must(t, err)
 	weighed := 0
 	for _, s := range tree.Snapshots {
-		if s.ID != snap.ID && s.ID != later.ID {
+		if id := s.ID + ":default"; id != snap.ID && id != later.ID { // as E2B's calls name it
 			continue
 		}
 		if weighed++; s.WholeBytes == nil || s.AddedBytes == nil || *s.AddedBytes <= 0 || *s.AddedBytes > *s.WholeBytes || *s.WholeBytes < s.Bytes {

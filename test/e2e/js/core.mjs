@@ -50,6 +50,29 @@ test('pause keeps memory, files and the driver', async () => {
   assert.equal(await back.commands.kill(left.pid), true)
 })
 
+test('a name, a fork, and a call that wakes', async () => {
+  await sbx.files.write('note', 'named')
+  const name = `core-${driver}-${process.pid}:v1`
+  const snap = await sbx.createSnapshot({ name, requestTimeoutMs: 120_000 })
+  assert.ok(snap.snapshotId.endsWith(`/${name}`), snap.snapshotId)
+  await sbx.files.write('note', 'later')
+  const made = [await Sandbox.create(name, { ...options, lifecycle: { onTimeout: 'pause', autoResume: true } })]
+  try {
+    made.push(...(await sbx.fork({ count: 1, timeoutMs: 600_000, requestTimeoutMs: 120_000 })).map((f) => f.sandbox ?? f))
+    assert.deepEqual(await Promise.all(made.map((s) => s.files.read('note'))), ['named', 'later'])
+    const [born] = made
+    const count = await born.commands.run('for i in $(seq 5000); do echo $i; sleep 0.2; done', { background: true, timeoutMs: 0 })
+    await born.pause()
+    assert.equal((await born.getInfo()).state, 'paused')
+    assert.equal((await born.commands.run('echo awake', { timeoutMs: 60_000 })).stdout, 'awake\n') // nobody connected
+    assert.ok((await born.commands.list()).some((p) => p.pid === count.pid), 'the process did not survive')
+    assert.equal((await born.getInfo()).state, 'running')
+  } finally {
+    await Promise.all(made.map((s) => s.kill()))
+    assert.equal(await Sandbox.deleteSnapshot(snap.snapshotId), true)
+  }
+})
+
 test('kill', async () => {
   assert.equal(await sbx.kill(), true)
   await assert.rejects(Sandbox.connect(sbx.sandboxId), SandboxNotFoundError)

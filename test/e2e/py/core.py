@@ -9,6 +9,7 @@ import time
 import unittest
 import uuid
 
+import httpx
 from e2b import CommandExitException, NotFoundException, Sandbox
 
 DRIVER = os.environ["HEARTH_TEST_DRIVER"]
@@ -78,6 +79,63 @@ class Core(unittest.TestCase):
             self.assertTrue(p.kill())
         with self.assertRaises(NotFoundException):
             Sandbox.connect(p.sandbox_id)
+
+    def test_pause_of_files(self):
+        """The other kind of pause: files alone, and a fresh boot."""
+        p = Sandbox.create(TEMPLATE, envs={"OWNER": "me"}, **OPTIONS)
+        try:
+            state = "cat kept; echo $OWNER; hostname; cat /proc/sys/kernel/random/boot_id"
+            handle = p.commands.run("sleep 2345", background=True, timeout=0)
+            p.files.write("kept", "1\n")
+            before = self.run_in(p, state, "user").stdout.split()
+            p.pause(mode="filesystem", request_timeout=120)
+            p = Sandbox.connect(p.sandbox_id, timeout=600, request_timeout=120)
+            after = self.run_in(p, state, "user").stdout.split()
+            self.assertEqual(after[:3], ["1", "me", p.sandbox_id])
+            self.assertEqual(after[:3], before[:3])
+            self.assertNotEqual(after[3], before[3])
+            self.assertNotIn("sleep 2345", [" ".join(x.args) for x in p.commands.list()], f"process {handle.pid} outlived the boot")
+        finally:
+            p.kill()
+
+    def test_snapshot_and_forks(self):
+        """A sandbox goes on after a snapshot; what is made from it has its memory, and nobody else's token."""
+        s = Sandbox.create(TEMPLATE, envs={"OWNER": "me"}, **OPTIONS)
+        made = [s]
+        try:
+            sleeper = s.commands.run("exec sleep 5432", background=True, timeout=0)
+            s.files.write("note", "one")
+            snap = s.create_snapshot(request_timeout=120)
+            s.files.write("note", "two")
+            made.append(Sandbox.create(snap.snapshot_id, **OPTIONS))
+            made += s.fork(count=2, timeout=600, request_timeout=120)
+            self.assertEqual([m for m in made if isinstance(m, Exception)], [])
+            self.assertEqual([m.files.read("note") for m in made], ["two", "one", "two", "two"])
+            line = f"hostname; cat /proc/{sleeper.pid}/comm; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '"
+            told = [self.run_in(m, line).stdout.split() for m in made]
+            self.assertEqual([t[:2] for t in told], [[m.sandbox_id, "sleep"] for m in made])
+            for own in (2, 3):
+                self.assertEqual(len({t[own] for t in told}), 4, told)
+            self.assertEqual([self.run_in(m, "echo $OWNER").stdout for m in made[2:]], ["me\n", "me\n"])
+            tokens = [m.connection_config.sandbox_headers["X-Access-Token"] for m in made]
+            opened = [[self.opened_by(m, t) for t in tokens] for m in made]
+            self.assertEqual(opened, [[200 if i == k else 401 for k in range(4)] for i in range(4)])
+            listed = Sandbox.list_snapshots(sandbox_id=s.sandbox_id).next_items()
+            self.assertEqual([x.snapshot_id for x in listed], [snap.snapshot_id])
+            self.assertTrue(Sandbox.delete_snapshot(snap.snapshot_id))
+            self.assertFalse(Sandbox.delete_snapshot(snap.snapshot_id))
+            with self.assertRaisesRegex(Exception, "not found"):
+                Sandbox.create(snap.snapshot_id, **OPTIONS)
+            self.assertEqual(made[1].files.read("note"), "one")
+        finally:
+            for m in made:
+                if isinstance(m, Sandbox):
+                    m.kill()
+
+    def opened_by(self, sbx, token):
+        """The status of a file's download from a sandbox with a token."""
+        to = {"E2b-Sandbox-Id": sbx.sandbox_id, "E2b-Sandbox-Port": "49983", "X-Access-Token": token}
+        return httpx.get(os.environ["E2B_API_URL"] + "/files?path=/etc/hostname", headers=to, timeout=60).status_code
 
     def test_killed_daemon(self):
         """Root inside kills the guest daemon: another one takes its place, and the sandbox is what it was."""
