@@ -60,7 +60,8 @@ type Lender interface {
 // wholly there or not at all, also after a crash. What is not what was written
 // fails with FailedPrecondition that says which file, and which part of it; so
 // does what was encrypted with a key that the archive does not have.
-// Pack and Collect exclude each other; the rest may be called at any time.
+// Several Packs may be under way at once; they and Collect exclude each other. The
+// rest may be called at any time.
 type Archive interface {
 	// Pack keeps files whose names are not there yet. Parts that are equal to
 	// parts of the files named by like are not stored again; names that are not

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -272,15 +273,22 @@ func archiveCollect(t *testing.T, a blob.Archive) {
 func archiveAtOnce(t *testing.T, a blob.Archive) {
 	same, other := NewSource(t, Noise(2<<20, 1)), NewSource(t, Noise(2<<20, 2))
 	done := make(chan error)
-	for range 3 {
+	const packers = 6
+	for i := range packers {
+		own := NewSource(t, append(Noise(1<<20, 1), byte(i)))
 		go func() {
-			_, err := a.Pack(context.Background(), []blob.Source{same, other, same}, []string{same.SHA256})
+			_, err := a.Pack(context.Background(), []blob.Source{same, other, own, same}, []string{same.SHA256})
+			for _, is := range []blob.Source{own, same, other} { // from now on, whatever the others do
+				err = errors.Join(err, a.Check(context.Background(), is.SHA256))
+			}
 			done <- err
 		}()
 	}
-	for range 3 {
+	for range packers {
 		ok(t, <-done)
 	}
+	_, err := a.Collect(t.Context(), func(name string) bool { return name == same.SHA256 })
+	ok(t, err)
 	ok(t, a.Check(t.Context(), same.SHA256))
-	ok(t, a.Check(t.Context(), other.SHA256))
+	fails(t, a.Check(t.Context(), other.SHA256), hearth.NotFound)
 }

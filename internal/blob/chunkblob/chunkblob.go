@@ -62,6 +62,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -85,8 +86,9 @@ type Store struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 
-	writing sync.Mutex          // held by Pack and Collect
-	needs   map[string][]string // packs of the files whose indexes were read or written; guarded by writing
+	packing  sync.RWMutex        // held by Packs together, by Collect alone
+	entering sync.Mutex          // held while indexes are written, and by Collect
+	needs    map[string][]string // packs of the files whose indexes were read or written; guarded by entering
 }
 
 var _ blob.Archive = (*Store)(nil)
@@ -95,7 +97,7 @@ var _ blob.Archive = (*Store)(nil)
 // where only the caller removes what a crash leaves. With a key all that is
 // written is encrypted; what was not can still be read.
 func New(blobs blob.Store, tmp string, key *Key) (*Store, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, hearth.Wrap(hearth.Internal, err, "no compressor")
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -288,6 +289,53 @@ func (b *broken) Stat(ctx context.Context, key string) (blob.Info, error) {
 		return blob.Info{}, err
 	}
 	return b.Store.Stat(ctx, key)
+}
+
+// twice is a store in which the first two packs are put at once, and that lets
+// nobody delete an index.
+type twice struct {
+	blob.Store
+	t     *testing.T
+	packs sync.WaitGroup
+}
+
+func (w *twice) Put(ctx context.Context, key string, r io.Reader, size int64) error {
+	if strings.HasPrefix(key, "packs/") {
+		w.packs.Done()
+		w.packs.Wait()
+	}
+	return w.Store.Put(ctx, key, r, size)
+}
+
+func (w *twice) Delete(ctx context.Context, key string) error {
+	if _, err := w.Store.Stat(ctx, key); err == nil && strings.HasPrefix(key, "files/") {
+		w.t.Errorf("the index %.20s is taken away", key)
+	}
+	return w.Store.Delete(ctx, key)
+}
+
+// TestPackedTwiceAtOnce: two pack one file, and neither takes away what the other
+// has told its caller of.
+func TestPackedTwiceAtOnce(t *testing.T) {
+	files, err := fileblob.Open(blobtest.TempDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &twice{Store: files, t: t}
+	w.packs.Add(2)
+	s := newStore(t, w, blobtest.TempDir(t), nil)
+	same := blobtest.NewSource(t, blobtest.Noise(100_000, 1))
+	var all sync.WaitGroup
+	for i := range 2 {
+		own := blobtest.NewSource(t, blobtest.Noise(50_000, uint64(i+2)))
+		all.Go(func() {
+			_, err := s.Pack(t.Context(), []blob.Source{same, own}, nil)
+			if err := errors.Join(err, s.Check(t.Context(), same.SHA256), s.Check(t.Context(), own.SHA256)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestStoreFailsAtEveryCall: whatever call of the store fails, what was there

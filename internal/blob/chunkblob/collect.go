@@ -11,8 +11,10 @@ import (
 // Collect implements blob.Archive. A file whose index cannot be understood keeps
 // all packs: nobody knows which ones it needs.
 func (s *Store) Collect(ctx context.Context, keep func(sha256 string) bool) (int64, error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.packing.Lock()
+	defer s.packing.Unlock()
+	s.entering.Lock()
+	defer s.entering.Unlock()
 	var freed int64
 	var gone []string
 	needed, lost := map[string]bool{}, false

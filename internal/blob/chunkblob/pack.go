@@ -24,8 +24,8 @@ import (
 
 // Pack implements blob.Archive.
 func (s *Store) Pack(ctx context.Context, files []blob.Source, like []string) (blob.Packed, error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.packing.RLock()
+	defer s.packing.RUnlock()
 	var total blob.Packed
 	p := &packing{s: s, known: map[[32]byte]place{}}
 	defer p.drop()
@@ -34,12 +34,12 @@ func (s *Store) Pack(ctx context.Context, files []blob.Source, like []string) (b
 		if err := checkName(f.SHA256); err != nil {
 			return total, err
 		}
-		_, err := s.index(ctx, f.SHA256)
-		if err == nil || indexes[f.SHA256] != nil {
-			continue
-		}
-		if k := hearth.KindOf(err); k != hearth.NotFound && k != hearth.FailedPrecondition {
+		has, err := s.has(ctx, f.SHA256)
+		if err != nil {
 			return total, err
+		}
+		if has || indexes[f.SHA256] != nil {
+			continue
 		}
 		if p.file == nil {
 			if err := p.begin(ctx, like); err != nil {
@@ -60,13 +60,33 @@ func (s *Store) Pack(ctx context.Context, files []blob.Source, like []string) (b
 	return total, s.enter(ctx, p, indexes)
 }
 
-// enter makes a pack an object, and then its files' indexes.
+// has reports whether a file's index is there and can be read.
+func (s *Store) has(ctx context.Context, sum string) (bool, error) {
+	_, err := s.index(ctx, sum)
+	if k := hearth.KindOf(err); err != nil && k != hearth.NotFound && k != hearth.FailedPrecondition {
+		return false, err
+	}
+	return err == nil, nil
+}
+
+// enter makes a pack an object, and then its files' indexes. A file that somebody
+// else packed meanwhile stays as it is: it is never gone for a moment once a Pack
+// has returned. What this one has of it is in vain.
 func (s *Store) enter(ctx context.Context, p *packing, indexes map[string]*index) error {
 	name, err := p.finish(ctx)
 	if err != nil {
 		return err
 	}
+	s.entering.Lock()
+	defer s.entering.Unlock()
 	for sum, ix := range indexes { // the pack is durable: what refers to it may be
+		has, err := s.has(ctx, sum)
+		if err != nil {
+			return err
+		}
+		if has {
+			continue
+		}
 		ix.resolve(name)
 		raw, err := s.sealIndex(ix)
 		if err != nil {

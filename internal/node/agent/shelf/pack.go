@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -62,20 +63,34 @@ func (s *Shelf) Tidy(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// turnAtArchive waits for its turn at the archive; done ends the turn.
-func (s *Shelf) turnAtArchive(ctx context.Context) (done func(), err error) {
-	select {
-	case s.archiving <- struct{}{}:
-		return func() { <-s.archiving }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// packers is how many new snapshots are packed at once: one per processor, for that
+// is what it costs, and not so many that memory tells.
+func packers() int { return min(runtime.GOMAXPROCS(0), 4) }
+
+// turnAtArchive waits for so many tokens of the archive; done gives them back. Only
+// one caller at a time may want more than one.
+func (s *Shelf) turnAtArchive(ctx context.Context, tokens int) (done func(), err error) {
+	have := 0
+	done = func() {
+		for ; have > 0; have-- {
+			<-s.archiving
+		}
 	}
+	for ; have < tokens; have++ {
+		select {
+		case s.archiving <- struct{}{}:
+		case <-ctx.Done():
+			done()
+			return nil, context.Cause(ctx)
+		}
+	}
+	return done, nil
 }
 
 // collect makes the archive forget what no snapshot needs. What is put on the
 // shelf from here on is packed later.
 func (s *Shelf) collect(ctx context.Context) error {
-	done, err := s.turnAtArchive(ctx)
+	done, err := s.turnAtArchive(ctx, cap(s.archiving))
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ type Shelf struct {
 
 	packing    Packing // no archive: nothing is packed
 	now        func() time.Time
-	archiving  chan struct{} // holds a token: nothing is collected between the packing of a snapshot that is new and its entry
+	archiving  chan struct{} // holds a token per snapshot that is new, from its packing to its entry; all, while garbage is collected
 	rebuilding chan struct{} // holds a token: files are unpacked one after the other
 	wake       chan struct{}
 
@@ -113,7 +113,7 @@ func New(blobs blob.Local) *Shelf {
 	return &Shelf{
 		blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}},
 		packing: Packing{Log: slog.New(slog.DiscardHandler)}, now: time.Now,
-		archiving: make(chan struct{}, 1), rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		archiving: make(chan struct{}, packers()), rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		weighing: make(chan struct{}, 1), weights: map[string]int64{},
 	}
 }
@@ -206,7 +206,7 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 	}
 	atOnce := s.packing.Archive != nil && s.packing.AtOnce
 	if atOnce {
-		done, err := s.turnAtArchive(ctx)
+		done, err := s.turnAtArchive(ctx, 1)
 		if err != nil {
 			return err
 		}
