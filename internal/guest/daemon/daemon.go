@@ -92,7 +92,8 @@ func (d *Daemon) routes() http.Handler {
 		connect.WithCompressMinBytes(neverCompress),
 	}
 	mux := http.NewServeMux()
-	mux.Handle(guestv1connect.NewProcessHandler(d.process, options...))
+	path, handler := guestv1connect.NewProcessHandler(d.process, options...)
+	mux.Handle(path, process.JoinEnds(handler))
 	mux.Handle(guestv1connect.NewFilesystemHandler(d.files, options...))
 	mux.HandleFunc("GET /files", d.files.Download)
 	mux.HandleFunc("POST /files", d.files.Upload)

@@ -47,7 +47,7 @@ func (s *Service) compose(w http.ResponseWriter, r *http.Request) (*written, err
 		return nil, hearth.Errorf(hearth.InvalidArgument, "destination is empty")
 	}
 	ses := s.session()
-	who, err := named(req.Username, ses)
+	who, err := s.named(req.Username, ses)
 	if err != nil {
 		return nil, err
 	}

@@ -25,16 +25,16 @@ func (s *Service) target(r *http.Request, op Op) (account.Account, account.Sessi
 		return account.Account{}, account.Session{}, err
 	}
 	ses := s.session()
-	who, err := named(r.URL.Query().Get("username"), ses)
+	who, err := s.named(r.URL.Query().Get("username"), ses)
 	return who, ses, err
 }
 
 // named is the account that a REST request acts as.
-func named(username string, ses account.Session) (account.Account, error) {
+func (s *Service) named(username string, ses account.Session) (account.Account, error) {
 	if username == "" {
 		username = ses.User
 	}
-	who, err := account.Lookup(username)
+	who, err := s.users.Lookup(username)
 	if err != nil {
 		return who, hearth.Errorf(hearth.Unauthenticated, "error looking up user '%s': unknown user", username)
 	}

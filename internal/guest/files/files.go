@@ -50,6 +50,7 @@ type Service struct {
 	session func() account.Session
 	guard   func(*http.Request, Op) error
 	buffers sync.Pool // *[]byte of copyBuffer bytes
+	users   account.Book
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -82,7 +83,7 @@ func (s *Service) Close() {
 // actor is who an RPC acts as.
 func (s *Service) actor(h http.Header) (account.Account, account.Session, error) {
 	ses := s.session()
-	who, err := account.FromBasic(h.Get("Authorization"), ses.User)
+	who, err := s.users.FromBasic(h.Get("Authorization"), ses.User)
 	return who, ses, err
 }
 

@@ -175,14 +175,14 @@ func (s *streams) openPipes(l *launch) (err error) {
 // end goes through the poller, the child's blocks.
 func (s *streams) pipe(l *launch, childEnd int) (int, *os.File, error) {
 	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return -1, nil, err
 	}
 	s.extra = append(s.extra, p[childEnd])
 	if l.who.UID != 0 {
 		_ = unix.Fchown(p[childEnd], int(l.who.UID), int(l.who.GID)) // so that /dev/stdout can be opened
 	}
-	if err := unix.SetNonblock(p[1-childEnd], true); err != nil {
+	if _, err := unix.FcntlInt(uintptr(p[childEnd]), unix.F_SETFL, 0); err != nil { // it has no other flags
 		_ = unix.Close(p[1-childEnd])
 		return -1, nil, err
 	}

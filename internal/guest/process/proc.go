@@ -112,7 +112,7 @@ func (p *proc) unsubscribe(sub *subscriber) {
 // supervise reads the output to its end, then reports the process's end.
 func (p *proc) supervise() {
 	defer p.svc.work.Done()
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.pid), []byte("100"), 0) // best effort
+	expendable(p.pid)
 	var pumps sync.WaitGroup
 	if tty := p.streams.tty; tty != nil {
 		pumps.Go(func() { p.pump(tty, ptyChunk, ptyEvent) })
@@ -136,6 +136,18 @@ func (p *proc) supervise() {
 		<-dry
 	}
 	p.finish()
+}
+
+// expendable lets the kernel prefer a process to the daemon when memory runs out: best
+// effort. It goes without package os, which would make twice as many system calls,
+// while the process starts.
+func expendable(pid uint32) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/oom_score_adj", pid), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.Write(fd, []byte("100"))
+	_ = unix.Close(fd)
 }
 
 // drain makes the pumps stop once nothing more is waiting to be read.

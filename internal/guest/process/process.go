@@ -38,6 +38,7 @@ type Service struct {
 	session func() account.Session
 	stall   time.Duration
 	keep    time.Duration
+	users   account.Book
 
 	mu     sync.Mutex
 	seq    uint64

@@ -42,7 +42,8 @@ func serve(t *testing.T) *fixture {
 		return account.Session{User: me.Username, Env: map[string]string{"GLOBAL": "g", "BOTH": "global"}}
 	}})
 	mux := http.NewServeMux()
-	mux.Handle(guestv1connect.NewProcessHandler(svc))
+	path, handler := guestv1connect.NewProcessHandler(svc)
+	mux.Handle(path, JoinEnds(handler))
 	srv := httptest.NewServer(mux)
 	hc := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(func() {

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/gen/guestv1"
-	"hearth/internal/guest/process/account"
 	"hearth/internal/guest/process/rpcerr"
 	"hearth/internal/hearth"
 )
@@ -34,7 +33,7 @@ func Keepalive(h http.Header) time.Duration {
 // Start runs a process and streams its events. It answers the RPC of that name.
 func (s *Service) Start(ctx context.Context, req *connect.Request[guestv1.StartRequest], stream *connect.ServerStream[guestv1.StartResponse]) error {
 	ses := s.session()
-	who, err := account.FromBasic(req.Header().Get("Authorization"), ses.User)
+	who, err := s.users.FromBasic(req.Header().Get("Authorization"), ses.User)
 	if err != nil {
 		return rpcerr.From(err)
 	}
@@ -89,6 +88,7 @@ func (p *proc) relay(ctx context.Context, sub *subscriber, keepalive time.Durati
 		case <-idle.C:
 			ev = keepaliveEvent()
 		case <-p.done:
+			hold(ctx)
 			return send(wrapEnd(p.end))
 		case <-sub.gone:
 			return hearth.Errorf(hearth.ResourceExhausted, "the reader of this stream took no output for too long")

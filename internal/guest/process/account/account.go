@@ -78,16 +78,6 @@ func fromUser(u *user.User) (Account, error) {
 	return a, nil
 }
 
-// FromBasic finds the user that an Authorization header names: HTTP Basic with
-// the user's name and any password. Without Basic credentials it is fallback.
-func FromBasic(header, fallback string) (Account, error) {
-	name, ok := basicUser(header)
-	if !ok {
-		name = fallback
-	}
-	return Lookup(name)
-}
-
 // basicUser takes the user name out of an Authorization header.
 func basicUser(header string) (string, bool) {
 	scheme, rest, ok := strings.Cut(header, " ")
