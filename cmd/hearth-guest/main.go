@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -86,7 +85,7 @@ func run() error {
 	case !errors.Is(err, fs.ErrNotExist):
 		log.Error("the code interpreter stays off", "err", err)
 	}
-	l, err := net.Listen("tcp", *listen)
+	l, err := daemon.Listen(*listen)
 	if err != nil {
 		return err
 	}

@@ -110,6 +110,14 @@ func (d *Daemon) routes() http.Handler {
 	return cors(d.admit(timeoutZero(known(mux))))
 }
 
+// Listen listens for what a Daemon serves. Connections come from processes of the machine's
+// own host, whose kernel ends them: no keepalive, which takes four system calls for each of
+// them and wakes the network stack of a frozen machine.
+func Listen(address string) (net.Listener, error) {
+	l := net.ListenConfig{KeepAlive: -1}
+	return l.Listen(context.Background(), "tcp", address)
+}
+
 // Serve answers on l until ctx ends, then ends every process and connection. It
 // returns nil after ctx has ended, else why it could not go on. The code
 // interpreter, where there is one, gets its own two ports.
@@ -120,7 +128,7 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 			guest.CodePort:    d.cells(d.code.serve((*code.Service).Handler)),
 			guest.JupyterPort: d.notebook(d.code.serve((*code.Service).JupyterHandler)),
 		} {
-			also, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+			also, err := Listen(":" + strconv.Itoa(port))
 			if err != nil {
 				return err
 			}

@@ -104,14 +104,26 @@ func readFile(dir, name string) string {
 	if err != nil {
 		return ""
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return ""
 	}
-	raw, err := io.ReadAll(io.LimitReader(f, maxSmall))
-	if err != nil {
+	raw := make([]byte, min(st.Size, maxSmall))
+	n, err := io.ReadFull(descriptor(fd), raw)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return ""
 	}
-	return string(raw)
+	return string(raw[:n])
+}
+
+// descriptor reads a plain file without what package os does around it.
+type descriptor int
+
+func (d descriptor) Read(p []byte) (int, error) {
+	n, err := unix.Read(int(d), p)
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), err
 }
