@@ -223,7 +223,9 @@ func (d *Driver) jailerArgs(spec driver.Spec, o origin, j jail.Jail) ([]string, 
 	return append(args, "--", "--api-sock", "/"+apiSocket, "--level", "Error"), nil
 }
 
-// awaitAPI waits for the monitor's socket, and makes sure of who it is.
+// awaitAPI waits for the monitor's socket, and makes sure of who it is. It asks again
+// and again: the socket has its name before anybody listens at it, and of the one
+// there are events, of the other none.
 func (d *Driver) awaitAPI(ctx context.Context, o origin, j jail.Jail, pid int, con *console) (hostproc.Process, error) {
 	var none hostproc.Process
 	ended := func(err error) error {
