@@ -441,7 +441,8 @@ func TestGrandchildHoldsTheStream(t *testing.T) {
 // read: it must stop, and go on for another reader once the first is dropped.
 func TestBackPressure(t *testing.T) {
 	f := serve(t)
-	f.svc.stall = 5 * time.Second // far more than a reader that does read is ever late
+	// Far more than a reader that does read is ever late.
+	f.svc.stall = 5 * time.Second
 	_, pid := f.start(t.Context(), shell("exec cat /dev/zero")) // never read again
 	s, err := f.client.Connect(t.Context(), connect.NewRequest(&guestv1.ConnectRequest{Process: byPid(pid)}))
 	if err != nil {
