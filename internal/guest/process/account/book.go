@@ -8,7 +8,7 @@ import (
 )
 
 // Book is the sandbox's user database with a memory. Looking a user up reads two
-// files, which takes some eighteen system calls, each of them dear in a sandbox; as
+// files, which takes seventeen system calls, each of them dear in a sandbox; as
 // long as both files are what they were, the answer of the last time is as good. The
 // zero Book is empty and ready.
 type Book struct {
