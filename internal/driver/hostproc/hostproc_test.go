@@ -55,6 +55,35 @@ func TestUIDRangesAreNeverShared(t *testing.T) {
 	}
 }
 
+// TestOneRangeForOneMachine: drivers of their own, as of several processes, reserve for
+// one machine at once.
+func TestOneRangeForOneMachine(t *testing.T) {
+	for range 50 {
+		dir := t.TempDir()
+		var mu sync.Mutex
+		taken := 0
+		var all sync.WaitGroup
+		for range 4 {
+			u := NewUsers(dir, 1_000_000, 65536)
+			all.Go(func() {
+				_, err := u.Take("one")
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case err == nil:
+					taken++
+				case hearth.KindOf(err) != hearth.AlreadyExists:
+					t.Errorf("beside another: %v, want %s", err, hearth.AlreadyExists)
+				}
+			})
+		}
+		all.Wait()
+		if taken != 1 {
+			t.Fatalf("%d ranges were taken for one machine", taken)
+		}
+	}
+}
+
 func TestUIDRangesEnd(t *testing.T) {
 	u := NewUsers(t.TempDir(), maxUID-2*65536, 65536)
 	for _, id := range []string{"a", "b"} {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"hearth/internal/hearth"
 )
 
@@ -37,13 +39,19 @@ func CheckUsers(base, size uint32) error {
 	return nil
 }
 
-// Take reserves a free range for a machine and returns its first host user.
+// Take reserves a free range for a machine and returns its first host user. Of
+// several that take one for the same machine at once, in whatever process, one gets it.
 func (u *Users) Take(id string) (uint32, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err := os.MkdirAll(u.dir, 0o700); err != nil {
 		return 0, err
 	}
+	unlock, err := u.alone()
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
 	used, err := u.Used()
 	if err != nil {
 		return 0, err
@@ -56,15 +64,30 @@ func (u *Users) Take(id string) (uint32, error) {
 			continue
 		}
 		err := os.Symlink(id, filepath.Join(u.dir, strconv.Itoa(n)))
-		if errors.Is(err, fs.ErrExist) {
-			continue // another process of ours was faster
-		}
 		if err != nil {
 			return 0, err
 		}
 		return u.base + uint32(n)*u.size, nil
 	}
 	return 0, hearth.Errorf(hearth.ResourceExhausted, "no range of user IDs is free: %d are in use", len(used))
+}
+
+// alone keeps other processes out of Take until unlock is called: between a look at
+// who has a range and a link of one's own, another could take a second one for the same
+// machine. The kernel lets go of it when the process ends.
+func (u *Users) alone() (unlock func(), err error) {
+	d, err := os.Open(u.dir)
+	if err != nil {
+		return nil, err
+	}
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(d.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return func() { _, _ = unix.Flock(int(d.Fd()), unix.LOCK_UN), d.Close() }, nil
 }
 
 // Free gives back what a machine has; having nothing is no error.
