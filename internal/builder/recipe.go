@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/goccy/go-yaml"
 
@@ -49,14 +50,14 @@ const (
 )
 
 var (
-	nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,128}$`)
-	userRE = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	envRE  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+	nameRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9_-]{1,128}$`) })
+	userRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`) })
+	envRE  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`) })
 )
 
 // validate fills in defaults and names the first bad field and its limit.
 func (r *Recipe) validate() error {
-	if !nameRE.MatchString(r.Name) {
+	if !nameRE().MatchString(r.Name) {
 		return invalid("name: %.200q must be 1 to 128 characters of [a-z0-9_-]", r.Name)
 	}
 	if r.Source == nil {
@@ -70,7 +71,7 @@ func (r *Recipe) validate() error {
 			return invalid("%s: a command must be one line of at most %d bytes", field, maxLine)
 		}
 	}
-	if r.User != "" && !userRE.MatchString(r.User) {
+	if r.User != "" && !userRE().MatchString(r.User) {
 		return invalid("user: %.100q is not the name of a user", r.User)
 	}
 	if r.Workdir != "" && (!path.IsAbs(r.Workdir) || len(r.Workdir) > 4096 || strings.IndexByte(r.Workdir, 0) >= 0) {
@@ -106,7 +107,7 @@ func checkEnv(env map[string]string) error {
 		return invalid("env: %d variables are more than the %d allowed", len(env), maxEnv)
 	}
 	for k, v := range env {
-		if !envRE.MatchString(k) || len(v) > maxVar || strings.IndexByte(v, 0) >= 0 {
+		if !envRE().MatchString(k) || len(v) > maxVar || strings.IndexByte(v, 0) >= 0 {
 			return invalid("env: %.100q must be a name of at most 128 letters, digits and _, and its value at most %d bytes without NUL", k, maxVar)
 		}
 	}

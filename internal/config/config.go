@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"time"
 
 	"hearth/internal/hearth"
@@ -165,7 +166,7 @@ func (c *Config) PoolBounds(template string) (floor, ceiling int) {
 }
 
 // nameRE is E2B's form of a template name.
-var nameRE = regexp.MustCompile(`^[a-z0-9_-]{1,128}$`)
+var nameRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9_-]{1,128}$`) })
 
 // CacheDir is the directory of unpacked template sources and guests' kernels.
 func (c *Config) CacheDir() string {
@@ -270,7 +271,7 @@ func (c *Config) validateTemplates() error {
 		seen[n] = true
 	}
 	for _, t := range c.Templates {
-		if !nameRE.MatchString(t.Name) {
+		if !nameRE().MatchString(t.Name) {
 			return invalid("templates.name", "%q must be 1 to 128 characters of [a-z0-9_-]", t.Name)
 		}
 		if seen[t.Name] {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"hearth/internal/hearth"
 )
@@ -11,11 +12,11 @@ import (
 // idPattern matches what may name a machine: short enough for a cgroup, a
 // directory and a host name, and without a character that means anything to
 // any of them.
-var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
+var idPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`) })
 
 // CheckID returns an InvalidArgument error unless id may name a machine.
 func CheckID(id string) error {
-	if !idPattern.MatchString(id) {
+	if !idPattern().MatchString(id) {
 		return hearth.Errorf(hearth.InvalidArgument, "id %q is not 1 to 40 characters of [a-z0-9-], the first a letter or digit", id)
 	}
 	return nil

@@ -34,9 +34,13 @@ type Manager struct {
 	next  int            // where to look for a free index: addresses are reused late
 	batch *batch         // slots to be removed next; nil: none
 
+	stained []int // indexes of removed slots whose connections are not forgotten yet
+
 	reaping sync.Mutex // held while a batch is removed
+	rinsing sync.Mutex // held while connections are forgotten
 
 	kick   chan struct{} // wakes the pool's filler
+	stain  chan struct{} // wakes what forgets connections
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
@@ -46,7 +50,7 @@ type status int
 
 const (
 	found  status = iota + 1 // left by an earlier process; nobody has claimed it
-	making                   // being made or removed
+	making                   // being made or removed, or removed and not forgotten yet
 	idle                     // in the pool
 	held                     // somebody has it
 )
@@ -77,6 +81,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	m.cancel = cancel
 	m.done.Go(func() { m.fill(background) })
 	m.done.Go(func() { m.guard(background) })
+	m.done.Go(func() { m.launder(background) })
 	return nil
 }
 
@@ -96,7 +101,7 @@ func (m *Manager) takeOver() error {
 		return hearth.Wrap(hearth.FailedPrecondition, err,
 			"the packet filter cannot be set up: the kernel needs nf_tables with sets, ct, fib, limit, connlimit, masq and reject")
 	}
-	return m.route()
+	return errors.Join(m.forgetDead(), m.route())
 }
 
 func (m *Manager) dir() string { return filepath.Join(m.cfg.Dir, m.cfg.Name) }
@@ -224,7 +229,8 @@ func (m *Manager) setStatus(index int, to status) {
 
 // Release removes a slot by its index. The machine that used it must be gone. A
 // slot that is not there is not an error. A slot is never used by two machines in
-// turn: the next one gets a fresh namespace.
+// turn: the next one gets a fresh namespace, and its addresses only when the host
+// has forgotten the last one's connections.
 func (m *Manager) Release(_ context.Context, index int) error {
 	if status := m.status(index); status != held && status != found {
 		return nil
@@ -325,7 +331,7 @@ func (m *Manager) stop() error {
 	for _, s := range ready {
 		unused = append(unused, s.Index)
 	}
-	return joined(m.destroyAll(unused))
+	return errors.Join(joined(m.destroyAll(unused)), m.rinse())
 }
 
 // Remove closes the Manager and removes everything the node has: all slots, the
@@ -333,7 +339,7 @@ func (m *Manager) stop() error {
 func (m *Manager) Remove(ctx context.Context) error {
 	errs := []error{m.stop()}
 	left, err := m.leftovers()
-	errs = append(errs, err, joined(m.destroyAll(left)))
+	errs = append(errs, err, joined(m.destroyAll(left)), m.rinse())
 	errs = append(errs, m.unroute(), m.hangUp())
 	if err := os.Remove(m.dir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
@@ -393,6 +399,9 @@ func (m *Manager) guard(ctx context.Context) {
 func (m *Manager) reserve() (*Slot, error) {
 	for range m.cfg.capacity() {
 		index, ok := m.pick()
+		if !ok && m.rinse() == nil {
+			index, ok = m.pick()
+		}
 		if !ok {
 			break
 		}

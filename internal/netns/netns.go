@@ -196,7 +196,7 @@ func New(cfg Config, log *slog.Logger) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: log, slots: make(map[int]status), kick: make(chan struct{}, 1)}
+	m := &Manager{cfg: cfg, log: log, slots: make(map[int]status), kick: make(chan struct{}, 1), stain: make(chan struct{}, 1)}
 	m.table = &table{cfg: cfg, devices: cfg.devicePrefix(), slots: make(map[int]Policy)}
 	return m, nil
 }

@@ -3,7 +3,6 @@ package netns
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -66,19 +65,16 @@ func (m *Manager) destroyAll(indexes []int) map[int]error {
 	if len(all) == 0 {
 		return nil
 	}
-	guests := make(map[netip.Addr]bool)
 	numbers := make([]int, 0, len(all))
 	for _, s := range all {
-		guests[s.Guest.Addr()] = true
 		numbers = append(numbers, s.Index)
 	}
-	common := errors.Join(m.table.unregister(numbers), m.removeDevices(all),
-		forget(m.host, func(from, to netip.Addr) bool { return guests[from] || guests[to] }))
+	common := errors.Join(m.table.unregister(numbers), m.removeDevices(all))
 	errs := make(map[int]error)
 	for _, s := range all {
 		err := errors.Join(common, unmount(s.NetNS))
 		if err == nil {
-			m.setStatus(s.Index, 0)
+			m.retire(s.Index)
 			continue
 		}
 		m.setStatus(s.Index, found)

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"hearth/internal/driver"
@@ -166,12 +167,14 @@ func program(ctx context.Context, name, configured string) (string, version, err
 	return path, v, nil
 }
 
-var versionLine = regexp.MustCompile(`(?i)^(firecracker|jailer) v([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(-[0-9a-z.+-]{1,64})?\s*$`)
+var versionLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^(firecracker|jailer) v([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})(-[0-9a-z.+-]{1,64})?\s*$`)
+})
 
 // parseVersion reads what a program says when it is asked.
 func parseVersion(name, said string) (version, error) {
 	first, _, _ := strings.Cut(said, "\n")
-	m := versionLine.FindStringSubmatch(first)
+	m := versionLine().FindStringSubmatch(first)
 	if m == nil || !strings.EqualFold(m[1], name) {
 		return version{}, fmt.Errorf("it says %.60q and not which version of %s it is", first, name)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,7 @@ const metaPackage = "linux-image-cloud-amd64"
 // snapshot of before worthless.
 const debianDir = "debian-kernel"
 
-var imagePattern = regexp.MustCompile(`linux-image-[a-z0-9.+-]+`)
+var imagePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`linux-image-[a-z0-9.+-]+`) })
 
 // debianKernel returns kernel and modules directory of the unpacked package,
 // which it fetches once.
@@ -93,7 +94,7 @@ func fetchPackage(ctx context.Context, dir string) (string, error) {
 	name := ""
 	for line := range strings.Lines(text) {
 		if deps, ok := strings.CutPrefix(line, "Depends:"); ok {
-			name = imagePattern.FindString(deps)
+			name = imagePattern().FindString(deps)
 		}
 	}
 	if name == "" {
