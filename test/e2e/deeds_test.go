@@ -86,7 +86,8 @@ func (c *crashes) paused(id string) error {
 
 // keepBusy makes a sandbox that is to be paused when nobody uses it, and uses it.
 func (c *crashes) keepBusy() (err error) {
-	o := client.CreateOptions{Timeout: time.Hour, Idle: 5 * time.Second, AutoPause: true} // the shortest there is
+	// The shortest there is; should it end between two calls here, the second wakes it.
+	o := client.CreateOptions{Timeout: time.Hour, Idle: 5 * time.Second, AutoPause: true, AutoResume: true}
 	if c.other, err = c.api.Create(c.t.Context(), o); err != nil {
 		return err
 	}
