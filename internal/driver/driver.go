@@ -54,6 +54,7 @@ type Capabilities struct {
 	PackedFile     string           // the file of its checkpoints that Start takes in Checkpoint.Packed, too; empty: none
 	LearnsPages    bool             // machines start sooner once one of their checkpoint was used: what it wrote to first is read in advance
 	Blanks         bool             // the driver is a Preparer
+	Rests          bool             // machines are Resters
 	Tap            bool             // machines send through Attachment.Tap; else they take Device's address over
 	Key            string           // what a checkpoint of this driver on this host needs: version, CPU, kernel
 }
@@ -89,6 +90,14 @@ type Machine interface {
 	// Close kills the guest and frees every host resource, spec.Dir included.
 	// Idempotent; safe after the guest has died.
 	Close(ctx context.Context) error
+}
+
+// A Rester is a Machine that waits for long more cheaply than one that was just frozen.
+type Rester interface {
+	// Rest is Freeze after which the machine uses no processor time at all, and less
+	// memory than before if it can. It may be deaf, too: a Dial waits until the next Thaw or
+	// fails. All else is as of a frozen machine.
+	Rest(ctx context.Context) error
 }
 
 // A FileKeeper is a Machine that can keep its files without its memory.

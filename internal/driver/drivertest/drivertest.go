@@ -50,6 +50,7 @@ type testCase struct {
 	files  bool // needs Capabilities.FileSnapshot
 	kernel bool // needs Env.Kernel
 	blank  bool // needs Capabilities.Blanks
+	rests  bool // needs Capabilities.Rests
 	run    func(t *testing.T, env Env)
 }
 
@@ -62,6 +63,10 @@ func cases() []testCase {
 		{name: "UsageIsWithinLimits", run: usage},
 		{name: "FreezeStopsThawContinues", run: freezeThaw},
 		{name: "FreezeAndThawAreIdempotent", run: freezeIdempotent},
+		{name: "RestIsAFreeze", rests: true, run: restIsAFreeze},
+		{name: "RestingIsCheckpointed", memory: true, rests: true, run: restingIsCheckpointed},
+		{name: "RestingIsAttached", rests: true, run: restingIsAttached},
+		{name: "RestingEnds", rests: true, run: restingEnds},
 		{name: "CheckpointNeedsFrozen", memory: true, run: checkpointNeedsFrozen},
 		{name: "CheckpointKeepsFrozenAndThawable", memory: true, run: checkpointKeepsFrozen},
 		{name: "FailedCheckpointKeepsThawable", memory: true, run: failedCheckpoint},
@@ -127,6 +132,9 @@ func Run(t *testing.T, env Env) {
 			}
 			if c.blank && !caps.Blanks {
 				t.Skip("the driver makes nothing ahead of a restore")
+			}
+			if c.rests && !caps.Rests {
+				t.Skip("the driver's machines cannot do more than freeze")
 			}
 			if env.Skip != nil {
 				if why := env.Skip(c.name); why != "" {

@@ -33,7 +33,7 @@ func (d *Driver) Probe(ctx context.Context) (driver.Capabilities, error) {
 	if err := d.host.before(ctx, Probe, ""); err != nil {
 		return driver.Capabilities{}, err
 	}
-	return driver.Capabilities{Isolation: d.host.cfg.Isolation, MemorySnapshot: !d.host.cfg.DiskOnly, FileSnapshot: true, Blanks: true, Tap: d.host.cfg.Tap, Key: d.host.cfg.Key}, nil
+	return driver.Capabilities{Isolation: d.host.cfg.Isolation, MemorySnapshot: !d.host.cfg.DiskOnly, FileSnapshot: true, Blanks: true, Rests: true, Tap: d.host.cfg.Tap, Key: d.host.cfg.Key}, nil
 }
 
 // Start runs the host's Program in a new guest.

@@ -94,6 +94,9 @@ func (m *machine) Freeze(ctx context.Context) error {
 	return nil
 }
 
+// Rest is Freeze: what is frozen costs nothing here.
+func (m *machine) Rest(ctx context.Context) error { return m.Freeze(ctx) }
+
 // Thaw lets them go on.
 func (m *machine) Thaw(ctx context.Context) error {
 	if err := m.host.before(ctx, Thaw, m.spec.ID); err != nil {

@@ -1,8 +1,6 @@
 package gvisor
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,8 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,8 +37,9 @@ type machine struct {
 	pidfd *os.File
 	con   *console.Console // nil after Attach
 
-	turn   chan struct{} // holds one token: who has it may call the sandbox
-	frozen bool          // owned by the holder of turn
+	turn    chan struct{} // holds one token: who has it may call the sandbox
+	frozen  bool          // the guest; owned by the holder of turn
+	resting bool          // and perhaps the sandbox itself, by its cgroup; likewise
 
 	conns   connections
 	closing atomic.Bool   // Close was called: its end is no news
@@ -146,7 +143,11 @@ func (m *machine) control(ctx context.Context, what string, call func() error) e
 	result := make(chan error, 1)
 	go func() {
 		defer func() { m.turn <- struct{}{} }()
-		result <- call()
+		err := m.wake()
+		if err == nil {
+			err = call()
+		}
+		result <- err
 	}()
 	select {
 	case err := <-result:
@@ -187,16 +188,51 @@ func (m *machine) ended() error {
 
 // Freeze stops the guest's tasks in place.
 func (m *machine) Freeze(ctx context.Context) error {
-	return m.control(ctx, "freeze", func() error {
-		if m.frozen {
-			return nil
-		}
-		if err := m.switchTo(m.box.Pause, frozenMark); err != nil {
+	return m.control(ctx, "freeze", func() error { return m.freeze(m.box.Pause) })
+}
+
+func (m *machine) freeze(call func(string) error) error {
+	if m.frozen {
+		return nil
+	}
+	if err := m.switchTo(call, frozenMark); err != nil {
+		return err
+	}
+	m.frozen = true
+	return nil
+}
+
+// Rest freezes the guest and then, by its cgroup, the sandbox, where timers and
+// Go's runtime go on beside a frozen guest. Published gVisor does not survive that
+// (patch/8-freezer.patch).
+func (m *machine) Rest(ctx context.Context) error {
+	if !sharing {
+		return m.Freeze(ctx)
+	}
+	return m.control(ctx, "rest", func() error {
+		if err := m.freeze(rest(m.box)); err != nil {
 			return err
 		}
-		m.frozen = true
-		return nil
+		m.resting = true
+		err := m.d.cgroup(m.id).Freeze()
+		if m.closing.Load() { // Close has thawed it, perhaps before this
+			return m.wake()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // this host has no freezer
+		}
+		return err
 	})
+}
+
+// wake thaws the sandbox, so that it hears.
+func (m *machine) wake() error {
+	if !m.resting {
+		return nil
+	}
+	err := m.d.cgroup(m.id).Thaw()
+	m.resting = err != nil
+	return err
 }
 
 // Thaw lets them go on.
@@ -241,25 +277,8 @@ func (m *machine) Usage(context.Context) (driver.Usage, error) {
 	c := m.d.cgroup(m.id)
 	anonymous, files := c.Memory() // the overlay's and tmpfs's pages are files
 	u := driver.Usage{CPU: c.CPUTime(), Memory: anonymous + files, MemoryMax: memoryLimit(m.state.Resources)}
-	u.RxBytes, u.TxBytes = m.traffic()
+	u.RxBytes, u.TxBytes = hostproc.Traffic(m.state.PID, m.state.Net.Device)
 	return u, nil
-}
-
-// traffic reads the counters of the guest's interface, as the guest sees them.
-func (m *machine) traffic() (rx, tx int64) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", m.state.PID))
-	if err != nil {
-		return 0, 0
-	}
-	lines := bufio.NewScanner(bytes.NewReader(raw))
-	for lines.Scan() {
-		name, counters, _ := strings.Cut(lines.Text(), ":")
-		if f := strings.Fields(counters); strings.TrimSpace(name) == m.state.Net.Device && len(f) >= 9 {
-			rx, _ = strconv.ParseInt(f[0], 10, 64)
-			tx, _ = strconv.ParseInt(f[8], 10, 64)
-		}
-	}
-	return rx, tx
 }
 
 // Close kills the sandbox and removes all there is of the machine.
@@ -267,6 +286,7 @@ func (m *machine) Close(ctx context.Context) error {
 	if !m.closing.Swap(true) {
 		m.learn(ctx)
 	}
+	_ = m.d.cgroup(m.id).Thaw() // or it would not die; without success the wait below says so
 	hostproc.Kill(m.pidfd)
 	select {
 	case <-m.done:

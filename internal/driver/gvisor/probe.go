@@ -28,5 +28,8 @@ func (d *Driver) Probe(context.Context) (driver.Capabilities, error) {
 	if err != nil {
 		return missing("processor cannot be identified: %v", err)
 	}
-	return driver.Capabilities{Isolation: hearth.UserKernel, MemorySnapshot: true, FileSnapshot: true, Blanks: true, SharedMemory: d.cfg.share(), LearnsPages: d.cfg.share(), Key: key}, nil
+	return driver.Capabilities{
+		Isolation: hearth.UserKernel, MemorySnapshot: true, FileSnapshot: true, Blanks: true, Rests: sharing,
+		SharedMemory: d.cfg.share(), LearnsPages: d.cfg.share(), Key: key,
+	}, nil
 }

@@ -9,7 +9,7 @@ import (
 	"gvisor.dev/gvisor/runsc/sandbox"
 )
 
-// sharing says that gVisor is built with our patches, and pageFormat names what
+// sharing says that gVisor is built with our patches, all of them, and pageFormat names what
 // they make of checkpoints: ones of another format are refused.
 const (
 	sharing    = true
@@ -27,3 +27,6 @@ func checkpointOpts(layered bool) sandbox.CheckpointOpts {
 
 // touchedPages asks a sandbox which pages of its checkpoint it has copied.
 func touchedPages(box *sandbox.Sandbox) ([]uint64, error) { return box.TouchedPages() }
+
+// rest is how a sandbox pauses its guest for long.
+func rest(box *sandbox.Sandbox) func(id string) error { return box.Rest }

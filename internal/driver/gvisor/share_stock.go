@@ -22,3 +22,5 @@ func checkpointOpts(bool) sandbox.CheckpointOpts {
 }
 
 func touchedPages(*sandbox.Sandbox) ([]uint64, error) { return nil, nil }
+
+func rest(box *sandbox.Sandbox) func(id string) error { return box.Pause }

@@ -36,6 +36,7 @@ func (d *Driver) Attach(_ context.Context, h driver.Handle) (driver.Machine, err
 	}
 	<-m.turn
 	m.frozen = exists(filepath.Join(h.Dir, frozenMark))
+	m.resting = m.frozen // perhaps
 	m.turn <- struct{}{}
 	return m, nil
 }
@@ -107,6 +108,9 @@ func (d *Driver) release(ctx context.Context, id, dir string, policy hostproc.Di
 
 // killStrays kills the machine's launcher, sandbox and gofer wherever they are.
 func (d *Driver) killStrays(ctx context.Context, id string) error {
+	if err := d.cgroup(id).Thaw(); err != nil {
+		return err
+	}
 	return hostproc.KillStrays(ctx, func(args []string) bool {
 		switch args[0] {
 		case launcherName, "runsc-sandbox", "runsc-gofer":

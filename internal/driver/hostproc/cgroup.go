@@ -87,6 +87,7 @@ func (c Cgroup) PIDs() []int {
 // kernel to let go of the dead.
 func (c Cgroup) Remove(ctx context.Context) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		_ = c.Thaw() // or what is killed stays
 		for _, pid := range c.PIDs() {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}

@@ -2,6 +2,8 @@ package hostproc
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,6 +169,9 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	if limit != 64<<20 {
 		t.Errorf("memory limit %d", limit)
 	}
+	if err := c.Freeze(); err != nil && !errors.Is(err, fs.ErrNotExist) { // what is frozen is killed, too
+		t.Error(err)
+	}
 	reaped := make(chan error, 1)
 	go func() { reaped <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -176,6 +181,9 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	}
 	if err := <-reaped; err == nil {
 		t.Error("the process was not killed")
+	}
+	if err := c.Thaw(); err != nil {
+		t.Errorf("Thaw of a group that is gone: %v", err)
 	}
 	if len(c.Dirs()) != 0 || c.Add(os.Getpid()) == nil {
 		t.Errorf("still there: %v", c.Dirs())

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"hearth/internal/driver"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
 	"hearth/internal/node/agent/journal"
@@ -190,7 +191,11 @@ func (a *Agent) settlePaused(ctx context.Context, mc *machine) error {
 	if err := g.Rehearse(ctx); err != nil && ctx.Err() == nil {
 		a.log.Debug("a machine of the pool was not rehearsed", "machine", mc.id(), "err", err)
 	}
-	if err := mc.live.Freeze(ctx); err != nil {
+	freeze := mc.live.Freeze
+	if able, is := mc.live.(driver.Rester); is {
+		freeze = able.Rest
+	}
+	if err := freeze(ctx); err != nil {
 		return turn.Because(ctx, err)
 	}
 	u, err := mc.live.Usage(ctx)
