@@ -59,7 +59,8 @@ func mayImport(p, q string) bool {
 		return contract || gen || within(q, "internal/api") || q == "spec" || within(q, "internal/control") || q == "internal/egress"
 	case within(p, transport...):
 		return contract || gen
-	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"):
+	case within(p, "internal/driver/qemu") && within(q, "internal/driver/qemu"),
+		within(p, "internal/driver/gvisor") && within(q, "internal/driver/gvisor"):
 		return true
 	case p == "internal/driver/firecracker/pager" && q == "internal/blob/chunkblob":
 		return true // it reads what the archive lends

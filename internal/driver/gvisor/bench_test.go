@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,13 +74,39 @@ func BenchmarkColdBootToHTTP(b *testing.B) {
 	}
 }
 
+// work is the processor time that machines took, and the launchers that made them.
+type work struct{ machines, launchers time.Duration }
+
+func (w *work) of(b *testing.B, m driver.Machine, launchers time.Duration) {
+	u, err := m.Usage(b.Context())
+	must(b, err)
+	w.machines, w.launchers = w.machines+u.CPU, w.launchers+children(b)-launchers
+}
+
+func (w *work) report(b *testing.B) {
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(b.N) }
+	b.ReportMetric(each(w.machines), "machine-cpu-ms/op")
+	b.ReportMetric(each(w.launchers), "launcher-cpu-ms/op")
+}
+
+// children is the processor time of the processes that this one started and that have ended.
+func children(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_CHILDREN, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 func BenchmarkRestoreToHTTP(b *testing.B) {
 	e := newBench(b)
 	c := e.checkpoint(b)
+	var w work
 	for b.Loop() {
-		m := e.start(b, e.next(b, c))
+		spec, before := e.next(b, c), children(b)
+		m := e.start(b, spec)
+		w.of(b, m, before)
 		e.close(b, m)
 	}
+	w.report(b)
 }
 
 // BenchmarkBlankToHTTP restores into a sandbox that was made before.
@@ -87,9 +114,11 @@ func BenchmarkBlankToHTTP(b *testing.B) {
 	e := newBench(b)
 	c := e.checkpoint(b)
 	var holds float64
+	var w work
 	for b.Loop() {
 		spec := e.next(b, nil)
 		b.StopTimer()
+		before := children(b)
 		blank, err := e.d.(driver.Preparer).Prepare(b.Context(), spec)
 		must(b, err)
 		holds += float64(blank.Memory()) / (1 << 20)
@@ -97,8 +126,10 @@ func BenchmarkBlankToHTTP(b *testing.B) {
 		m, err := blank.Restore(b.Context(), c)
 		must(b, err)
 		answer(b, m)
+		w.of(b, m, before)
 		e.close(b, m)
 	}
+	w.report(b)
 	b.ReportMetric(holds/float64(b.N), "MiB/blank")
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/gvisor/console"
+	"hearth/internal/driver/gvisor/launcher"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -22,10 +23,11 @@ type blank struct {
 	spec   driver.Spec
 	origin origin
 	pidfd  *os.File
-	done   chan struct{} // closed when the sandbox, or its launcher, has ended
+	left   chan struct{} // closed when the launcher has restored it and has other work
+	done   chan struct{} // closed when the sandbox, or its launcher, has ended, or when it is a machine
 
 	mu   sync.Mutex // held while it is restored or closed
-	l    *launcher
+	l    *launcher.Launcher
 	used bool
 }
 
@@ -49,20 +51,20 @@ func (d *Driver) prepare(ctx context.Context, spec driver.Spec, from origin) (*b
 		return nil, err
 	}
 	req.Wait = true
-	l, err := d.launcher(spec.ID, &console.Console{})
+	l, err := d.launchers.Get(spec.ID, &console.Console{})
 	if err != nil {
 		return nil, err
 	}
-	pid, err := l.ask(ctx, req)
+	pid, err := l.Ask(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	pidfd, err := watchable(pid)
 	if err != nil {
-		l.close()
+		l.Close()
 		return nil, hearth.Wrap(hearth.Unavailable, err, "machine %s ended as it was prepared", spec.ID)
 	}
-	b := &blank{d: d, spec: spec, origin: from, pidfd: pidfd, l: l, done: make(chan struct{})}
+	b := &blank{d: d, spec: spec, origin: from, pidfd: pidfd, l: l, left: make(chan struct{}), done: make(chan struct{})}
 	go b.watch()
 	return b, nil
 }
@@ -85,7 +87,8 @@ func (b *blank) watch() {
 	}()
 	select {
 	case <-dead:
-	case <-b.l.ended:
+	case <-b.left:
+	case <-b.l.Ended():
 	}
 	_ = b.pidfd.Close()
 	<-dead
@@ -111,7 +114,11 @@ func (b *blank) Restore(ctx context.Context, checkpoint *driver.Checkpoint) (dri
 	b.used = true
 	m, err := b.restore(ctx, checkpoint)
 	if err != nil {
-		b.l.close()
+		select {
+		case <-b.left: // it is somebody else's by now
+		default:
+			b.l.Close()
+		}
 		b.d.undo(ctx, b.spec)
 		return nil, err
 	}
@@ -132,11 +139,12 @@ func (b *blank) restore(ctx context.Context, checkpoint *driver.Checkpoint) (*ma
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "checkpoint needs another guest image than machine %s was prepared with", spec.ID)
 	}
 	from.firstUID = b.origin.firstUID
-	pid, err := b.l.last(ctx, launchRequest{ID: spec.ID, Image: checkpoint.Dir, Memory: b.d.memoryOf(from)})
+	pid, err := b.d.launchers.Last(ctx, b.l, launcher.Request{ID: spec.ID, Image: checkpoint.Dir, Memory: b.d.memoryOf(from)})
 	if err != nil {
 		return nil, err
 	}
-	return b.d.started(pid, spec, from, b.l.con)
+	close(b.left)
+	return b.d.started(pid, spec, from, &console.Console{})
 }
 
 // Close kills the launcher and the sandbox.
@@ -146,7 +154,7 @@ func (b *blank) Close(ctx context.Context) error {
 	if b.used {
 		return nil
 	}
-	b.l.close()
+	b.l.Close()
 	if err := b.d.release(ctx, b.spec.ID, b.spec.Dir, hostproc.RemoveDir); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "not all of the blank machine %s could be removed", b.spec.ID)
 	}

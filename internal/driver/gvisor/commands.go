@@ -12,11 +12,11 @@ import (
 	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/cmd/util"
+
+	"hearth/internal/driver/gvisor/launcher"
 )
 
 const (
-	// launcherName is argv[0] of the process that creates one sandbox and ends.
-	launcherName = "hearth-machine"
 	// stockFlag marks the sandboxes of `hearth runsc`, which must run as plain
 	// gVisor does. It is a flag that means nothing without --debug, and the only
 	// thing that reaches the sandbox process: its environment is empty.
@@ -34,7 +34,7 @@ func Main(args []string) bool {
 	switch {
 	case len(args) == 0:
 		return false
-	case args[0] == launcherName:
+	case args[0] == launcher.Name:
 		os.Exit(launcherMain())
 	case strings.HasPrefix(filepath.Base(args[0]), "runsc"),
 		len(args) > 1 && args[0] == "/proc/self/exe" && args[1] == "umount":
@@ -62,6 +62,7 @@ func runStock(args []string) {
 func runSentry(args []string) {
 	stampVersion()
 	if !slices.Contains(args, stockFlag) {
+		startQuickly()
 		if err := installPrograms(); err != nil {
 			fmt.Fprintln(os.Stderr, "seccomp programs of this build are damaged:", err)
 			os.Exit(128)

@@ -39,6 +39,7 @@ import (
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
 
+	"hearth/internal/driver/gvisor/launcher"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -92,6 +93,8 @@ type Driver struct {
 	key  func() (string, error) // checkpointKey, read once
 
 	lessons lessons
+
+	launchers *launcher.Pool
 }
 
 // New checks cfg and returns a driver. It neither reads nor writes the host.
@@ -127,8 +130,8 @@ func New(cfg Config) (*Driver, error) {
 	log.SetTarget(ourLog{cfg.Log})
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
-		lessons: lessons{dir: cfg.Lessons},
-		uids:    hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
+		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(cfg.Exe),
+		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }
 

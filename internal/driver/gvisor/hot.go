@@ -37,7 +37,7 @@ const (
 	ownLessons = "hot" // in Config.Root, unless they are kept elsewhere
 )
 
-var plainID = regexp.MustCompile(`^[A-Z0-9]{1,64}$`)
+var plainID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Z0-9]{1,64}$`) })
 
 // lesson is what is known of one checkpoint.
 type lesson struct {
@@ -54,7 +54,7 @@ type lessons struct {
 // of returns what is known of a checkpoint with size bytes of pages. A lesson
 // that cannot be read is none.
 func (l *lessons) of(id string, size int64) lesson {
-	if !plainID.MatchString(id) {
+	if !plainID().MatchString(id) {
 		return lesson{}
 	}
 	f, err := os.Open(filepath.Join(l.dir, id))
@@ -96,7 +96,7 @@ func parseLesson(raw []byte, size int64) (lesson, error) {
 
 // add learns what one more machine touched, in the order of touching.
 func (l *lessons) add(id string, size int64, touched []uint64) error {
-	if !plainID.MatchString(id) {
+	if !plainID().MatchString(id) {
 		return fmt.Errorf("%.40q is no checkpoint's ID", id)
 	}
 	l.mu.Lock()

@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,113 +12,31 @@ import (
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/specutils"
 
+	"hearth/internal/driver/gvisor/launcher"
 	"hearth/internal/driver/hostproc"
 )
 
-// Creating a sandbox joins namespaces, moves the creator between cgroups and
-// marks all its descriptors close-on-exec. None of that can be done to a server
-// with other work, so it is done by a launcher: this program executed once more,
-// which makes one sandbox, reports, and ends. The sandbox outlives it, and us.
-//
-// The launcher of a blank stays until it is told what to restore. When we end, or
-// close it, it takes the sandbox with it, in which nothing runs yet.
-
-// Descriptors of the launcher. 0, 1 and 2 become the guest's console; what it got
-// beyond these from whoever started us is closed.
-const (
-	requestFD = 3 // launchRequests, then held open: when we die it ends, and so does the launcher
-	replyFD   = 4
-)
-
-// launchRequest is what the launcher is told, as one JSON value. Of a second one,
-// for a sandbox that waits, only Image and Memory count.
-type launchRequest struct {
-	Flags  []string `json:"flags,omitempty"`
-	ID     string   `json:"id"`
-	Bundle string   `json:"bundle,omitempty"`
-	Image  string   `json:"image,omitempty"` // checkpoint to restore; empty boots, or waits
-	Wait   bool     `json:"wait,omitempty"`  // make the sandbox only; another request follows
-	Limit  int64    `json:"limit,omitempty"` // of the cgroup's memory while the guest runs, in bytes
-	Memory memory   `json:"memory"`
-
-	gone bool // there is no request, and nobody to ask
-}
-
-// launchReply is what it answers to each.
-type launchReply struct {
-	PID   int    `json:"pid"`
-	Error string `json:"error"`
-}
-
 // launcherMain is the launcher's main function; it returns the exit code.
 func launcherMain() int {
-	if err := hostproc.CloseInherited(replyFD + 1); err != nil {
+	if err := hostproc.CloseInherited(launcher.FirstFree); err != nil {
 		return 1
 	}
 	stampVersion()
 	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}})
-	reply := json.NewEncoder(os.NewFile(replyFD, "reply"))
-	requests := listen(os.NewFile(requestFD, "request"))
-	req := <-requests
-	if req.gone {
-		return 1
-	}
-	box, err := create(req)
-	if err == nil && req.Wait {
-		if reply.Encode(launchReply{PID: box.Sandbox.Getpid()}) != nil {
-			return abandon(box)
-		}
-		next := <-requests
-		if next.gone {
-			return abandon(box)
-		}
-		req.Image, req.Memory = next.Image, next.Memory
-	}
-	if err == nil {
-		err = start(box, req)
-	}
-	var answer launchReply
-	if err != nil {
-		answer.Error = err.Error()
-	} else {
-		answer.PID = box.Sandbox.Getpid()
-	}
-	if reply.Encode(answer) != nil {
-		return 1
-	}
-	return 0
+	return launcher.Serve(create)
 }
 
-// listen reads requests until whoever asks is gone. Then it ends a launcher that
-// is busy, whose half-made sandbox will be swept; one that waits is told.
-func listen(from io.Reader) <-chan launchRequest {
-	requests := make(chan launchRequest)
-	go func() {
-		in := json.NewDecoder(from)
-		for {
-			var req launchRequest
-			if err := in.Decode(&req); err != nil {
-				break
-			}
-			requests <- req
-		}
-		select {
-		case requests <- launchRequest{gone: true}:
-		default:
-			os.Exit(2)
-		}
-	}()
-	return requests
-}
+// sandboxed is a sandbox in a launcher.
+type sandboxed struct{ *container.Container }
 
-// abandon removes a sandbox that nobody waits for any more.
-func abandon(box *container.Container) int {
-	_ = box.Destroy()
-	return 2
-}
+// PID is the sandbox's process number.
+func (s sandboxed) PID() int { return s.Sandbox.Getpid() }
+
+// Abandon removes it.
+func (s sandboxed) Abandon() { _ = s.Destroy() }
 
 // create makes the sandbox, up to where it waits for what to run.
-func create(req launchRequest) (*container.Container, error) {
+func create(req launcher.Request) (launcher.Sandbox, error) {
 	conf, err := runtimeConfig(req.Flags)
 	if err != nil {
 		return nil, err
@@ -137,7 +54,7 @@ func create(req launchRequest) (*container.Container, error) {
 		_ = box.Destroy()
 		return nil, err
 	}
-	return box, nil
+	return sandboxed{box}, nil
 }
 
 // bound raises the memory limit, once the guest's size is fixed, to what all of
@@ -156,8 +73,9 @@ func bound(box *container.Container, limit int64) error {
 	return nil
 }
 
-// start lets a created sandbox's guest run. After an error the sandbox is gone.
-func start(box *container.Container, req launchRequest) error {
+// Start lets the guest run.
+func (s sandboxed) Start(req launcher.Request) error {
+	box := s.Container
 	conf, err := runtimeConfig(req.Flags)
 	if err == nil {
 		if req.Image == "" {

@@ -28,13 +28,6 @@ import (
 
 const pagesFile = "pages.img"
 
-// memory is where a restored machine gets its pages from, as the launcher is told.
-type memory struct {
-	Share  bool     `json:"share"`
-	Layers []string `json:"layers,omitempty"` // pages files that the image refers to, oldest first
-	Hot    []uint64 `json:"hot,omitempty"`
-}
-
 // layerID is one layer of a checkpoint, in the manifest.
 type layerID struct {
 	ID    string `json:"id"` // of the checkpoint that wrote it

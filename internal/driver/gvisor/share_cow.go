@@ -7,6 +7,8 @@ import (
 	"gvisor.dev/gvisor/runsc/boot"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/sandbox"
+
+	"hearth/internal/driver/gvisor/launcher"
 )
 
 // sharing says that gVisor is built with our patches, all of them, and pageFormat names what
@@ -16,8 +18,11 @@ const (
 	pageFormat = "+cow.1"
 )
 
+// startQuickly makes this process start its sandbox as the patches can, if it is one.
+func startQuickly() { boot.Quick = true }
+
 // setMemory tells a created sandbox where its pages come from.
-func setMemory(c *container.Container, m memory) {
+func setMemory(c *container.Container, m launcher.Memory) {
 	c.Sandbox.Share = sandbox.ShareOpts{ShareOpts: boot.ShareOpts{Enabled: m.Share, Hot: m.Hot}, Files: m.Layers}
 }
 

@@ -6,6 +6,8 @@ import (
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/sandbox"
+
+	"hearth/internal/driver/gvisor/launcher"
 )
 
 // A build with plain `go build` has gVisor as it is published: every machine
@@ -15,7 +17,9 @@ const (
 	pageFormat = ""
 )
 
-func setMemory(*container.Container, memory) {}
+func startQuickly() {}
+
+func setMemory(*container.Container, launcher.Memory) {}
 
 func checkpointOpts(bool) sandbox.CheckpointOpts {
 	return sandbox.CheckpointOpts{Compression: statefile.CompressionLevelNone, Resume: true}

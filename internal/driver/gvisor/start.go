@@ -2,26 +2,19 @@ package gvisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/gvisor/console"
+	"hearth/internal/driver/gvisor/launcher"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
-const (
-	cleanupTime = 10 * time.Second
-	maxReply    = 64 << 10 // bytes of a launcher's answer
-)
+const cleanupTime = 10 * time.Second
 
 // Name is "gvisor".
 func (d *Driver) Name() string { return Name }
@@ -104,12 +97,12 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 			return nil, hearth.Wrap(hearth.Internal, err, "console cannot be made")
 		}
 	}
-	l, err := d.launcher(spec.ID, con)
+	l, err := d.launchers.Get(spec.ID, con)
 	if err != nil {
 		con.Close()
 		return nil, err
 	}
-	pid, err := l.last(ctx, req)
+	pid, err := d.launchers.Last(ctx, l, req)
 	if err != nil {
 		con.Close()
 		return nil, err
@@ -118,8 +111,8 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 }
 
 // describe writes the machine's bundle and says how to make the sandbox.
-func (d *Driver) describe(spec driver.Spec, from origin) (launchRequest, error) {
-	req := launchRequest{
+func (d *Driver) describe(spec driver.Spec, from origin) (launcher.Request, error) {
+	req := launcher.Request{
 		Flags:  append(d.cfg.flags(), "--panic-log="+filepath.Join(spec.Dir, "panic.log")),
 		ID:     spec.ID,
 		Bundle: filepath.Join(spec.Dir, bundleDir),
@@ -140,8 +133,8 @@ func (d *Driver) describe(spec driver.Spec, from origin) (launchRequest, error) 
 }
 
 // memoryOf says where the pages of a checkpoint are.
-func (d *Driver) memoryOf(from origin) memory {
-	m := memory{Share: d.cfg.share(), Hot: from.hot}
+func (d *Driver) memoryOf(from origin) launcher.Memory {
+	m := launcher.Memory{Share: d.cfg.share(), Hot: from.hot}
 	for _, l := range from.layers[:len(from.layers)-1] {
 		m.Layers = append(m.Layers, filepath.Join(l.Dir, pagesFile))
 	}
@@ -162,103 +155,4 @@ func (d *Driver) started(pid int, spec driver.Spec, from origin, con *console.Co
 		return nil, err
 	}
 	return m, nil
-}
-
-// launcher is a running launcher process, see launch.go.
-type launcher struct {
-	id      string
-	con     *console.Console
-	cmd     *exec.Cmd
-	request *os.File
-	reply   *os.File
-	replies *json.Decoder
-	limited *io.LimitedReader // of reply
-	ended   chan struct{}     // closed when the process is gone
-	err     error             // how it ended, then
-}
-
-// launcher starts one.
-func (d *Driver) launcher(id string, con *console.Console) (*launcher, error) {
-	requestR, requestW, err := os.Pipe()
-	if err != nil {
-		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
-	}
-	replyR, replyW, err := os.Pipe()
-	if err != nil {
-		_, _ = requestR.Close(), requestW.Close()
-		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
-	}
-	cmd := exec.Command(d.cfg.Exe)
-	cmd.Args = []string{launcherName, id}
-	cmd.Env = []string{}
-	if stdout, stderr := con.Output(); stdout != nil {
-		cmd.Stdout, cmd.Stderr = stdout, stderr
-	}
-	cmd.ExtraFiles = []*os.File{requestR, replyW}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	_, _ = requestR.Close(), replyW.Close()
-	if err != nil {
-		_, _ = requestW.Close(), replyR.Close()
-		return nil, hearth.Wrap(hearth.Internal, err, "launcher cannot be executed")
-	}
-	l := &launcher{id: id, con: con, cmd: cmd, request: requestW, reply: replyR, ended: make(chan struct{})}
-	l.limited = &io.LimitedReader{R: replyR}
-	l.replies = json.NewDecoder(l.limited)
-	go func() {
-		l.err = cmd.Wait()
-		close(l.ended)
-	}()
-	return l, nil
-}
-
-// ask sends a request and waits for the answer, the process number of the
-// sandbox. When ctx ends first, or the launcher fails, the launcher is gone.
-func (l *launcher) ask(ctx context.Context, req launchRequest) (int, error) {
-	defer context.AfterFunc(ctx, func() { _ = l.cmd.Process.Kill() })()
-	l.limited.N = maxReply
-	var answer launchReply
-	err := json.NewEncoder(l.request).Encode(req)
-	if err == nil {
-		err = l.replies.Decode(&answer)
-	}
-	if err != nil {
-		l.close()
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("no answer: %w%s", errors.Join(err, l.err), l.con.Tail()), "launcher of machine %s failed", l.id)
-	}
-	if answer.Error != "" {
-		l.close()
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%s%s", answer.Error, l.con.Tail()), "machine %s cannot be started", l.id)
-	}
-	return answer.PID, nil
-}
-
-// last is ask of a launcher that ends when it has answered.
-func (l *launcher) last(ctx context.Context, req launchRequest) (int, error) {
-	stop := context.AfterFunc(ctx, func() { _ = l.cmd.Process.Kill() })
-	pid, err := l.ask(ctx, req)
-	if err != nil {
-		stop()
-		return 0, err
-	}
-	<-l.ended
-	stop()
-	_, _ = l.request.Close(), l.reply.Close()
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
-	if l.err != nil {
-		return 0, hearth.Wrap(hearth.Internal, fmt.Errorf("%w%s", l.err, l.con.Tail()), "launcher of machine %s failed", l.id)
-	}
-	return pid, nil
-}
-
-// close kills it and waits for its end.
-func (l *launcher) close() {
-	_ = l.cmd.Process.Kill() // that it is gone is as good
-	<-l.ended
-	_, _ = l.request.Close(), l.reply.Close()
 }

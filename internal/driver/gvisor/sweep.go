@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/gvisor/launcher"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -103,7 +104,11 @@ func (d *Driver) release(ctx context.Context, id, dir string, policy hostproc.Di
 	if err := errors.Join(append(errs, policy.Apply(dir))...); err != nil {
 		return err
 	}
-	return d.uids.Free(id)
+	if err := d.uids.Free(id); err != nil {
+		return err
+	}
+	d.launchers.Gone(id)
+	return nil
 }
 
 // killStrays kills the machine's launcher, sandbox and gofer wherever they are.
@@ -113,7 +118,7 @@ func (d *Driver) killStrays(ctx context.Context, id string) error {
 	}
 	return hostproc.KillStrays(ctx, func(args []string) bool {
 		switch args[0] {
-		case launcherName, "runsc-sandbox", "runsc-gofer":
+		case launcher.Name, "runsc-sandbox", "runsc-gofer":
 			return args[len(args)-1] == id
 		}
 		return false

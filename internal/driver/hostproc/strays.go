@@ -50,7 +50,7 @@ func processes(wanted func(args []string) bool) ([]int, error) {
 		if err != nil || len(raw) == 0 {
 			continue // it has ended
 		}
-		if wanted(strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00")) {
+		if wanted(strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")) {
 			pids = append(pids, pid)
 		}
 	}

@@ -1,0 +1,110 @@
+package gvisor_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"hearth/internal/driver"
+)
+
+// idleLauncher returns the launcher of this process that waits; 0: there is none.
+func idleLauncher(t *testing.T) (found int) {
+	t.Helper()
+	for pid, state := range childrenOf(t, os.Getpid()) {
+		raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may be gone
+		if state == "Z" || strings.TrimRight(string(raw), "\x00") != "hearth-machine" {
+			continue
+		}
+		if found != 0 {
+			t.Fatalf("launchers %d and %d both wait", found, pid)
+		}
+		found = pid
+	}
+	return found
+}
+
+// childrenOf returns the states of a process's children by their numbers.
+func childrenOf(t *testing.T, parent int) map[int]string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	must(t, err)
+	children := map[int]string{}
+	for _, path := range stats {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			continue // it is gone
+		}
+		fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:])) // the state, its parent
+		if len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			must(t, err)
+			children[pid] = fields[0]
+		}
+	}
+	return children
+}
+
+// TestLauncherIsKept: what restores machines is one process, which holds no more for
+// each of them, buries them, and is gone when the last of them is.
+func TestLauncherIsKept(t *testing.T) {
+	l := newLab(t)
+	d := l.driver(t)
+	restore := func(id string, slot int, from *driver.Checkpoint) driver.Machine {
+		spec := l.spec(t, id, slot)
+		spec.From = from
+		m, err := d.Start(t.Context(), spec)
+		must(t, err)
+		return m
+	}
+	first := restore("conf-kept", 230, nil)
+	must(t, first.Freeze(t.Context()))
+	from, err := first.Checkpoint(t.Context(), t.TempDir())
+	must(t, err)
+	if pid := idleLauncher(t); pid != 0 {
+		t.Errorf("launcher %d of a machine with a console waits", pid)
+	}
+	stays := restore("conf-kept-1", 231, from)
+	pid := idleLauncher(t)
+	if pid == 0 {
+		t.Fatal("no launcher waits")
+	}
+	for i := range 4 {
+		m := restore(fmt.Sprintf("conf-kept-%d", 2+i), 232+i, from)
+		if again := idleLauncher(t); again != pid {
+			t.Fatalf("launcher %d waits, want %d", again, pid)
+		}
+		must(t, m.Close(t.Context()))
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		open, children := sockets(t, pid), childrenOf(t, pid)
+		if open == 0 && len(children) == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the launcher has %d sockets open and the children %v, want none and one that lives", open, children)
+		}
+	}
+	must(t, stays.Close(t.Context()))
+	must(t, first.Close(t.Context()))
+	if pid := idleLauncher(t); pid != 0 {
+		t.Errorf("launcher %d waits though there are no machines", pid)
+	}
+}
+
+// sockets counts the sockets of a process.
+func sockets(t *testing.T, pid int) (n int) {
+	t.Helper()
+	list, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	must(t, err)
+	for _, fd := range list {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
+}
