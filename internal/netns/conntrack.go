@@ -2,45 +2,14 @@ package netns
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"hearth/internal/netns/hostnet"
 )
 
-// flows selects tracked connections.
-type flows func(source, destination netip.Addr) bool
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	source, ok := netip.AddrFromSlice(flow.Forward.SrcIP)
-	if !ok {
-		return false
-	}
-	destination, ok := netip.AddrFromSlice(flow.Forward.DstIP)
-	return ok && f(source.Unmap(), destination.Unmap())
-}
-
-// forget makes the host forget tracked connections, and with them their address
-// translation: what still arrives for them from outside is answered with a reset,
-// what the sandbox sends is judged as new.
-func forget(h *netlink.Handle, which flows) error {
-	for try := 0; ; try++ {
-		_, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, which)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 10 {
-			return fmt.Errorf("cutting tracked connections: %w", err)
-		}
-	}
-}
-
 // denied selects a guest's connections which its policy does not allow.
-func denied(guest netip.Addr, policy Policy) flows {
+func denied(guest netip.Addr, policy Policy) hostnet.Flows {
 	return func(source, destination netip.Addr) bool {
 		return source == guest && !policy.Allows(destination)
 	}
@@ -53,8 +22,12 @@ func denied(guest netip.Addr, policy Policy) flows {
 
 // A process that is killed leaves them to the next, which begins with forgetDead.
 
-// stainTime is how long connections of removed slots are gathered.
-const stainTime = 2 * time.Second
+// stainTime is how long connections of removed slots are gathered, maxStainTime how
+// long where the kernel keeps refusing to forget them.
+const (
+	stainTime    = 2 * time.Second
+	maxStainTime = time.Minute
+)
 
 // retire keeps the index of a slot that was removed until its connections are forgotten.
 func (m *Manager) retire(index int) {
@@ -69,6 +42,7 @@ func (m *Manager) retire(index int) {
 
 // launder forgets the connections of slots that were removed, from time to time.
 func (m *Manager) launder(ctx context.Context) {
+	wait := stainTime
 	for {
 		select {
 		case <-ctx.Done():
@@ -78,12 +52,22 @@ func (m *Manager) launder(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(stainTime):
+		case <-time.After(wait):
 		}
-		if err := m.rinse(); err != nil {
-			m.log.Warn("the addresses of removed network slots cannot be used again yet", "error", err)
+		err := m.rinse()
+		wait = nextWait(wait, err)
+		if err != nil {
+			m.log.Warn("the addresses of removed network slots cannot be used again yet", "error", err, "again_in", wait)
 		}
 	}
+}
+
+// nextWait is how long to gather after a wait that ended with err.
+func nextWait(wait time.Duration, err error) time.Duration {
+	if err == nil {
+		return stainTime
+	}
+	return min(2*wait, maxStainTime)
 }
 
 // rinse forgets them now, and frees the indexes. After an error they are retired still.
@@ -101,7 +85,7 @@ func (m *Manager) rinse() error {
 	for _, index := range indexes {
 		guests[m.cfg.slot(index).Guest.Addr()] = true
 	}
-	err := forget(m.host, func(from, to netip.Addr) bool { return guests[from] || guests[to] })
+	err := hostnet.Forget(m.host, func(from, to netip.Addr) bool { return guests[from] || guests[to] })
 	for _, index := range indexes {
 		if err != nil {
 			m.retire(index)
@@ -112,24 +96,53 @@ func (m *Manager) rinse() error {
 	return err
 }
 
-// forgetDead forgets the connections of all addresses of the prefix that no slot on this
-// host has, whichever node's.
+// forgetDead forgets the connections of guests that are no slot's on this host any
+// more, whichever node's they were.
 func (m *Manager) forgetDead() error {
 	turn, err := m.claim() // nobody makes a slot meanwhile
 	if err != nil {
 		return err
 	}
 	defer turn.Close()
-	list, err := dumped(func() ([]netlink.Addr, error) { return m.host.AddrList(nil, unix.AF_INET) })
+	near, err := hostnet.Networks(m.host)
 	if err != nil {
-		return fmt.Errorf("listing addresses: %w", err)
+		return err
 	}
-	live := make(map[netip.Addr]bool)
-	for _, a := range list {
-		if gateway, ok := netip.AddrFromSlice(a.IP); ok {
-			live[gateway.Unmap()], live[gateway.Unmap().Next()] = true, true
+	var unsure error // the last: they are of one kind
+	known := make(map[netip.Addr]bool)
+	dead := func(a netip.Addr) bool {
+		if _, ok := m.cfg.indexOf(a); !ok {
+			return false
+		}
+		gone, ok := known[a]
+		if !ok {
+			occupied, err := m.occupied(a, near)
+			if err != nil {
+				unsure = err
+			}
+			gone = err == nil && !occupied
+			known[a] = gone
+		}
+		return gone
+	}
+	err = hostnet.Forget(m.host, func(from, to netip.Addr) bool { return dead(from) || dead(to) })
+	if unsure != nil {
+		m.log.Warn("connections of removed network slots are left to expire: whose their addresses are now is not known", "error", unsure)
+	}
+	return err
+}
+
+// occupied reports whether a guest's address may be in use: it lies in one of the
+// networks near, of devices that are up or not, or a route leads to it directly. That
+// is so for every slot, and for what another device of the host has: a bridge with a
+// part of the prefix, or a network around it. There the connections of a slot that is
+// gone cannot be told from a neighbour's, and are left to expire.
+func (m *Manager) occupied(guest netip.Addr, near []netip.Prefix) (bool, error) {
+	for _, p := range near {
+		if p.Contains(guest) {
+			return true, nil
 		}
 	}
-	dead := func(a netip.Addr) bool { return m.cfg.Prefix.Contains(a) && !live[a] }
-	return forget(m.host, func(from, to netip.Addr) bool { return dead(from) || dead(to) })
+	bits, err := hostnet.Direct(m.host, guest)
+	return bits > 0, err
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/hearth"
+	"hearth/internal/netns/hostnet"
 )
 
 // Manager makes, keeps and removes the network slots of one node. Its methods
@@ -124,7 +125,7 @@ func (m *Manager) leftovers() ([]int, error) {
 	for _, e := range entries {
 		note(e.Name())
 	}
-	links, err := dumped(m.host.LinkList)
+	links, err := hostnet.Dumped(m.host.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
@@ -284,7 +285,7 @@ func (m *Manager) SetPolicy(_ context.Context, index int, p Policy) error {
 	if p.loosens(before) {
 		return nil
 	}
-	return forget(m.host, denied(m.cfg.slot(index).Guest.Addr(), p))
+	return hostnet.Forget(m.host, denied(m.cfg.slot(index).Guest.Addr(), p))
 }
 
 // Sweep removes every slot of the node that an earlier process left, but those
@@ -399,7 +400,11 @@ func (m *Manager) guard(ctx context.Context) {
 func (m *Manager) reserve() (*Slot, error) {
 	for range m.cfg.capacity() {
 		index, ok := m.pick()
-		if !ok && m.rinse() == nil {
+		if !ok {
+			if err := m.rinse(); err != nil {
+				return nil, hearth.Wrap(hearth.ResourceExhausted, err,
+					"no free network slot in %s: of %d, those not in use cannot be used again yet", m.cfg.Prefix, m.cfg.capacity())
+			}
 			index, ok = m.pick()
 		}
 		if !ok {

@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"hearth/internal/netns/hostnet"
 )
 
 // nsfsMagic is the file system type of a mounted namespace.
@@ -256,31 +258,6 @@ func (m *Manager) claim() (*os.File, error) {
 // taken reports whether another device of the host has a slot's subnet: the
 // route to it is direct, and not one that is wider than the whole prefix.
 func (m *Manager) taken(s *Slot) (bool, error) {
-	routes, err := m.host.RouteGetWithOptions(s.Guest.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
-	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("asking for the route to %s: %w", s.Guest.Addr(), err)
-	}
-	for _, r := range routes {
-		if r.Gw != nil || r.Dst == nil {
-			continue
-		}
-		if bits, _ := r.Dst.Mask.Size(); bits >= m.cfg.Prefix.Bits() {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// dumped retries a listing that was changed under its hands.
-func dumped[T any](list func() ([]T, error)) ([]T, error) {
-	for try := 0; ; try++ {
-		out, err := list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 10 {
-			return out, err
-		}
-		time.Sleep(time.Millisecond)
-	}
+	bits, err := hostnet.Direct(m.host, s.Guest.Addr())
+	return bits >= m.cfg.Prefix.Bits(), err
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/hearth"
+	"hearth/internal/netns/hostnet"
 )
 
 // Forwarding of an uplink is one switch of the host that all its nodes share.
@@ -116,7 +117,7 @@ func (t *table) routedElsewhere(device string) (bool, error) {
 
 func (m *Manager) defaultDevices() ([]string, error) {
 	var names []string
-	routes, err := dumped(func() ([]netlink.Route, error) {
+	routes, err := hostnet.Dumped(func() ([]netlink.Route, error) {
 		return m.host.RouteListFiltered(unix.AF_INET, &netlink.Route{}, netlink.RT_FILTER_DST)
 	})
 	if err != nil {
