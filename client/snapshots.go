@@ -181,7 +181,7 @@ type TreeSnapshot struct {
 	// WholeBytes is what a sandbox that starts from it has: its files and all that they
 	// refer to. AddedBytes is what is on disk for it, and neither for the nearest one
 	// before it that is usable nor for its template. Nil: it is not usable, or that
-	// could not be found out.
+	// could not be found out, or 1000 of the tree that are usable are newer.
 	WholeBytes *int64 `json:"wholeBytes"`
 	AddedBytes *int64 `json:"addedBytes"`
 

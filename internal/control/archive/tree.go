@@ -14,8 +14,8 @@ type Tree struct {
 	Snapshots []*hearth.Snapshot // oldest first; of those that are gone the row alone
 	Sandboxes []*hearth.Sandbox
 
-	// Weights are those of the snapshots that sandboxes can be started from; one that
-	// could not be found out is not there.
+	// Weights are those of the newest maxWeighed snapshots that sandboxes can be started
+	// from; one that could not be found out is not there.
 	Weights map[hearth.SnapshotID]Weight
 }
 
@@ -27,6 +27,11 @@ type Weight struct {
 
 // maxTree bounds how many snapshots of a team are looked at.
 const maxTree = 20_000
+
+// maxWeighed bounds how many of them are weighed: each may take reading the indexes of
+// several packed files, while all other trees wait. The shelf remembers the results of
+// a few trees that big, so that asking again is cheap.
+const maxWeighed = 1000
 
 // Tree returns everything that shares a line with sb; boxes are all of its team.
 func (a *Archive) Tree(ctx context.Context, sb *hearth.Sandbox, boxes []*hearth.Sandbox) (*Tree, error) {
@@ -70,12 +75,22 @@ func (a *Archive) weigh(ctx context.Context, t *Tree) error {
 	t.Weights = map[hearth.SnapshotID]Weight{}
 	warm := map[hearth.BuildID]map[string]hearth.SnapshotID{}
 	before := map[hearth.SnapshotID]hearth.SnapshotID{} // of each one itself, or the nearest before it, that can be started from
+	old := -maxWeighed                                  // how many of these are too old to be weighed
+	for _, s := range t.Snapshots {
+		if s.Status == hearth.SnapshotReady {
+			old++
+		}
+	}
 	for _, s := range t.Snapshots {
 		if s.Status != hearth.SnapshotReady {
 			before[s.ID] = before[s.After]
 			continue
 		}
 		before[s.ID] = s.ID
+		if old > 0 {
+			old--
+			continue
+		}
 		if _, known := warm[s.Build]; !known {
 			b, err := a.deps.Store.Build(ctx, s.Build)
 			if err != nil && !missing(err) {

@@ -735,7 +735,7 @@ type TreeSnapshot struct {
 	// Usable False: only its place in the line is left.
 	Usable bool `json:"usable"`
 
-	// WholeBytes Of its files and of all that they refer to: what a sandbox that starts from it has. Absent: it is not usable, or that could not be found out.
+	// WholeBytes Of its files and of all that they refer to: what a sandbox that starts from it has. Absent: it is not usable, or that could not be found out, or it is not among the newest 1000 of the tree that are usable.
 	WholeBytes *int64 `json:"wholeBytes,omitempty"`
 }
 
