@@ -94,6 +94,42 @@ func TestTwoArePackedAtOnce(t *testing.T) {
 	all.Wait()
 }
 
+// slow is an archive whose Packs say that they begin, and wait until they may.
+type slow struct {
+	blob.Archive
+	begin, may chan struct{}
+}
+
+func (s *slow) Pack(ctx context.Context, files []blob.Source, like []string) (blob.Packed, error) {
+	s.begin <- struct{}{}
+	<-s.may
+	return s.Archive.Pack(ctx, files, like)
+}
+
+// TestTidyWaitsForNobody: without garbage Tidy does not wait for a snapshot that is
+// being packed, and so does not hold up those that are kept after it.
+func TestTidyWaitsForNobody(t *testing.T) {
+	s, w := watchedShelf(t, nil)
+	must(t, s.Tidy(t.Context())) // what an earlier process left may be garbage
+	pause := &slow{w.Archive, make(chan struct{}), make(chan struct{})}
+	w.Archive = pause
+	c := checkpoint(t, map[string]string{"memory": string(blobtest.Noise(50_000, 1))})
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := s.Put(t.Context(), "o", hearth.Snapshot{ID: "s1"}, c); err != nil {
+			t.Error(err)
+		}
+	})
+	<-pause.begin
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it would wait for ever
+	defer cancel()
+	if err := s.Tidy(ctx); err != nil {
+		t.Error(err)
+	}
+	close(pause.may)
+	all.Wait()
+}
+
 // TestNothingNewIsGarbage keeps snapshots on all processors while the garbage of
 // removed ones is collected again and again.
 func TestNothingNewIsGarbage(t *testing.T) {
