@@ -193,6 +193,7 @@ func (s *Shelf) archive(ctx context.Context, id hearth.SnapshotID, list []hearth
 	}
 	began := s.now()
 	p, err := s.packing.Archive.Pack(ctx, files, like)
+	s.weights.forget(list) // after an error some may be there all the same
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,11 @@ func (p *packed) open(packs blob.Store, limit int64, key []byte) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	p.with(a, limit)
+}
+
+// with makes a shelf anew with another archive.
+func (p *packed) with(a blob.Archive, limit int64) {
 	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: a, Cache: limit, Log: slog.New(slog.DiscardHandler)})
 }
 
@@ -114,6 +119,20 @@ func (p *packed) stored() (sum int64) {
 		sum += info.Size
 	}
 	return sum
+}
+
+// spoil changes a byte of every pack.
+func (p *packed) spoil() {
+	p.t.Helper()
+	for info := range p.packs.List(p.t.Context(), "packs/") {
+		path, err := p.packs.Path(p.t.Context(), info.Key)
+		must(p.t, err)
+		must(p.t, os.Chmod(path, 0o600))
+		raw, err := os.ReadFile(path)
+		must(p.t, err)
+		raw[len(raw)/2]++
+		must(p.t, os.WriteFile(path, raw, 0o600))
+	}
 }
 
 func TestPlainFilesAreACache(t *testing.T) {
@@ -212,26 +231,7 @@ func TestDamageIsFoundOrHealed(t *testing.T) {
 	}
 	p.release("a")
 
-	spoil := func() {
-		for info := range p.packs.List(t.Context(), "packs/") {
-			path, err := p.packs.Path(t.Context(), info.Key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chmod(path, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			raw, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			raw[len(raw)/2]++
-			if err := os.WriteFile(path, raw, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	spoil()
+	p.spoil()
 	p.reopen(0, nil)
 	if _, _, err := p.shelf.Find(t.Context(), "s1"); err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestDamageIsFoundOrHealed(t *testing.T) {
 	if p.has("s1") {
 		t.Fatal("it was not packed again")
 	}
-	spoil()
+	p.spoil()
 	for range 2 {
 		_, err := p.lay("b", s1)
 		if hearth.KindOf(err) != hearth.FailedPrecondition || !strings.Contains(err.Error(), "snapshot s1") || !strings.Contains(err.Error(), "pages") || !strings.Contains(err.Error(), "chunk") {

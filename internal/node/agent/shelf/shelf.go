@@ -101,8 +101,8 @@ type Shelf struct {
 	rebuilding chan struct{} // holds a token: files are unpacked one after the other
 	wake       chan struct{}
 
-	weighing chan struct{}    // holds a token: weights are found out one after the other
-	weights  map[string]int64 // of packed files over others, by their hashes; for who has the token
+	weighing chan struct{} // holds a token: weights are found out one after the other
+	weights  weights
 
 	mu    sync.Mutex // guards graph, and with it which manifests and marks there are
 	graph *graph     // nil until it is needed
@@ -114,7 +114,7 @@ func New(blobs blob.Local) *Shelf {
 		blobs: blobs, proofs: proofs{reading: make(chan struct{}, 1), done: map[string]proof{}},
 		packing: Packing{Log: slog.New(slog.DiscardHandler)}, now: time.Now,
 		archiving: make(chan struct{}, packers()), rebuilding: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		weighing: make(chan struct{}, 1), weights: map[string]int64{},
+		weighing: make(chan struct{}, 1), weights: weights{known: map[string]int64{}},
 	}
 }
 

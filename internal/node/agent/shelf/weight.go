@@ -2,9 +2,11 @@ package shelf
 
 import (
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"hearth/internal/driver"
@@ -71,21 +73,59 @@ func (s *Shelf) Weigh(ctx context.Context, id hearth.SnapshotID, over ...hearth.
 		return whole, added, err
 	}
 	key := strings.Join(files, " ") + " over " + strings.Join(beside, " ")
-	inPacks, known := s.weights[key]
+	inPacks, known, packed := s.weights.find(key)
 	if !known {
 		if inPacks, err = s.packing.Archive.Weigh(ctx, files, beside); err != nil {
 			return 0, 0, err
 		}
-		if len(s.weights) >= maxWeights {
-			clear(s.weights)
-		}
-		s.weights[key] = inPacks // files are named by their content, and what they share was settled when they were packed
+		s.weights.keep(key, inPacks, packed)
 	}
 	return whole, added + inPacks, nil
 }
 
-// maxWeights bounds how many results are kept.
+// maxWeights bounds how many results are kept: those of the biggest trees that are
+// weighed, of four teams at once.
 const maxWeights = 4096
+
+// weights is what packed files were found to take over others, by the hashes of all
+// of them. Files are named by their content, and what they share is settled when
+// they are packed: so a result holds until one of them is packed again.
+type weights struct {
+	mu     sync.Mutex
+	known  map[string]int64
+	packed int // how often something was
+}
+
+// find returns what is known, and what keep must be told of when it is found out.
+func (w *weights) find(key string) (weight int64, known bool, packed int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	weight, known = w.known[key]
+	return weight, known, w.packed
+}
+
+// keep remembers a result, unless something was packed meanwhile: it may be of before.
+func (w *weights) keep(key string, weight int64, packed int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if packed != w.packed {
+		return
+	}
+	if len(w.known) >= maxWeights {
+		clear(w.known)
+	}
+	w.known[key] = weight
+}
+
+// forget forgets the results that files have a part in: they were packed just now.
+func (w *weights) forget(files []hearth.File) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.packed++
+	maps.DeleteFunc(w.known, func(key string, _ int64) bool {
+		return slices.ContainsFunc(files, func(f hearth.File) bool { return strings.Contains(key, f.SHA256) })
+	})
+}
 
 // layers adds up what of a snapshot and all that it refers to is in plain files,
 // and lists what of them is packed, and what is for others.

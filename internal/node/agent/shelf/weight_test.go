@@ -1,10 +1,14 @@
 package shelf_test
 
 import (
+	"context"
+	"math"
 	"slices"
 	"testing"
 
+	"hearth/internal/blob"
 	"hearth/internal/blob/blobtest"
+	"hearth/internal/blob/chunkblob"
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 )
@@ -107,5 +111,77 @@ func TestWeighLayers(t *testing.T) {
 		if err != nil || whole != c.whole*one || added != c.adds*one {
 			t.Errorf("%s over %s: %d, %d, %v; want %d and %d times %d", c.id, c.over, whole, added, err, c.whole, c.adds, one)
 		}
+	}
+}
+
+// scales is an archive that counts what it weighs.
+type scales struct {
+	blob.Archive
+	weighed int
+	then    func() // not nil: runs once, when something was weighed and is not yet told
+}
+
+func (s *scales) Weigh(ctx context.Context, files, beside []string) (int64, error) {
+	n, err := s.Archive.Weigh(ctx, files, beside)
+	s.weighed++
+	if then := s.then; then != nil {
+		s.then = nil
+		then()
+	}
+	return n, err
+}
+
+// TestWeighWhatIsPackedAgain: what a snapshot adds is remembered, but not when it was
+// damaged and shares nothing any more since it was packed again, be that after it was
+// weighed or while it is.
+func TestWeighWhatIsPackedAgain(t *testing.T) {
+	for _, meanwhile := range []string{"after", "while"} {
+		t.Run(meanwhile, func(t *testing.T) {
+			p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+			a, err := chunkblob.New(p.packs, p.packs.Temp(), nil)
+			must(t, err)
+			s := &scales{Archive: a}
+			p.with(s, 1<<30)
+			pages := blobtest.Noise(1<<20, 1)
+			p.put("s1", "", pages)
+			p.tidy()
+			p.put("s2", "s1", append(slices.Clone(pages), blobtest.Noise(100_000, 2)...))
+			p.tidy()
+			again := func() {
+				p.spoil()
+				if _, err := p.shelf.MakeRoom(t.Context(), math.MaxInt64); hearth.KindOf(err) != hearth.FailedPrecondition {
+					t.Fatalf("damaged packs: %v", err)
+				}
+				p.tidy()
+			}
+			if meanwhile == "while" {
+				s.then = again
+			}
+			added := func() int64 {
+				t.Helper()
+				_, n, err := p.shelf.Weigh(t.Context(), "s2", "s1")
+				must(t, err)
+				return n
+			}
+			if n := added(); n > 300_000 {
+				t.Fatalf("100,000 new bytes take %d", n)
+			}
+			if meanwhile == "after" {
+				p.put("s3", "", blobtest.Noise(1000, 3))
+				p.tidy() // packs what has no part in it
+				if added(); s.weighed != 1 {
+					t.Errorf("weighed %d times, not once", s.weighed)
+				}
+				again()
+			}
+			for range 2 { // the second time from memory
+				if n := added(); n < 1<<20 {
+					t.Errorf("packed again, without what it shared, it takes %d bytes", n)
+				}
+			}
+			if s.weighed != 2 {
+				t.Errorf("weighed %d times, not twice", s.weighed)
+			}
+		})
 	}
 }
