@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// stockFlag marks the sandboxes of `hearth runsc`, which must run as plain
-	// gVisor does. It is a flag that means nothing without --debug, and the only
+	// stockFlag marks the sandboxes of `hearth runsc`, which start and keep their
+	// memory as plain gVisor does. It is a flag that means nothing without --debug, and the only
 	// thing that reaches the sandbox process: its environment is empty.
 	stockFlag = "--debug-command=stock"
 )
@@ -27,8 +27,9 @@ const (
 // is to call it with os.Args: when it reports true the process was a sandbox, a
 // sandbox's launcher or `PROGRAM runsc ...`, and has done its work; main returns.
 //
-// `PROGRAM runsc ARGS` is gVisor's own command line as it is published, the
-// reference of benchmarks. With `PROGRAM runsc --precompiled ARGS` it uses the
+// `PROGRAM runsc ARGS` is gVisor's own command line, the reference of benchmarks:
+// as it is published, but for the patches that make a running sandbox's system calls
+// cheaper (patch/README.md: 7, 8). With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {

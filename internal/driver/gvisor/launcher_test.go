@@ -1,6 +1,7 @@
 package gvisor_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -59,6 +60,7 @@ func TestLauncherIsKept(t *testing.T) {
 		spec.From = from
 		m, err := d.Start(t.Context(), spec)
 		must(t, err)
+		t.Cleanup(func() { _ = m.Close(context.Background()) }) // should the test end early
 		return m
 	}
 	first := restore("conf-kept", 230, nil)
@@ -80,7 +82,10 @@ func TestLauncherIsKept(t *testing.T) {
 		}
 		must(t, m.Close(t.Context()))
 	}
-	for deadline := time.Now().Add(time.Minute); ; {
+	// Go closes what is forgotten at a collection, which comes after two minutes at the latest.
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(5 * time.Minute); ; <-again.C {
 		open, children := sockets(t, pid), childrenOf(t, pid)
 		if open == 0 && len(children) == 1 {
 			break

@@ -64,7 +64,7 @@ test('a name, a fork, and a call that wakes', async () => {
     const count = await born.commands.run('for i in $(seq 5000); do echo $i; sleep 0.2; done', { background: true, timeoutMs: 0 })
     await born.pause()
     assert.equal((await born.getInfo()).state, 'paused')
-    assert.equal((await born.commands.run('echo awake', { timeoutMs: 60_000 })).stdout, 'awake\n') // nobody connected
+    assert.equal((await born.commands.run('echo awake', { timeoutMs: 120_000 })).stdout, 'awake\n') // nobody connected
     assert.ok((await born.commands.list()).some((p) => p.pid === count.pid), 'the process did not survive')
     assert.equal((await born.getInfo()).state, 'running')
   } finally {
