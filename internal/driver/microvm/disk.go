@@ -95,7 +95,7 @@ func format(ctx context.Context, path string) error {
 	return fmt.Errorf("mke2fs: %w: %s", err, lastLine(string(out)))
 }
 
-// diskError says so when the host's disk is full.
+// diskError says so when the host's disk is full, and when the caller's time is over.
 func diskError(err error) error {
 	var known *hearth.Error
 	switch {
@@ -103,6 +103,8 @@ func diskError(err error) error {
 		return err
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return hearth.Wrap(hearth.ResourceExhausted, err, "the host's disk is full")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return hearth.Wrap(hearth.DeadlineExceeded, err, "the machine's disk was not written in time")
 	}
 	return hearth.Wrap(hearth.Internal, err, "the machine's disk cannot be written")
 }
