@@ -145,7 +145,7 @@ func TestTapTransfer(t *testing.T) {
 	v := newVM(t, m)
 	conn, err := dialFrom(t, v.NetNS, server, tcpPort)
 	must(t, err)
-	conn.SetDeadline(time.Now().Add(60 * time.Second))
+	conn.SetDeadline(time.Now().Add(5 * time.Minute))
 	const size = 32 << 20
 	go func() {
 		io.Copy(conn, io.LimitReader(zeros{}, size))
@@ -213,7 +213,7 @@ func sniff(t testing.TB, device *net.Interface) func() []byte {
 	must(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: device.Index}))
-	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 60}))
 	return func() []byte {
 		buf := make([]byte, 65536)
 		for {
@@ -258,7 +258,7 @@ func TestTapIsClosedToItsNamespace(t *testing.T) {
 		must(t, err)
 		t.Cleanup(func() { l.Close() })
 	})
-	if conn, err := net.DialTimeout("tcp4", v.Guest.Addr().String()+":7000", 5*time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+	if conn, err := net.DialTimeout("tcp4", v.Guest.Addr().String()+":7000", time.Minute); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("the namespace answers for the guest: %v, %v", conn, err)
 	}
 	within(t, v.slot.NetNS, func() {

@@ -253,7 +253,7 @@ func within(t testing.TB, ns string, f func()) {
 func dialFrom(t testing.TB, ns, to string, port int) (conn net.Conn, err error) {
 	t.Helper()
 	within(t, ns, func() {
-		conn, err = net.DialTimeout("tcp4", fmt.Sprintf("%s:%d", to, port), 5*time.Second)
+		conn, err = net.DialTimeout("tcp4", fmt.Sprintf("%s:%d", to, port), time.Minute)
 	})
 	if err == nil {
 		t.Cleanup(func() { conn.Close() })
