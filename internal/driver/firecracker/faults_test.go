@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,21 +65,9 @@ func TestFaultsAtStart(t *testing.T) {
 	}
 }
 
-// settles waits a little for what is freed behind the caller's back.
 func (l *lab) settles(t *testing.T, before map[string]int) {
 	t.Helper()
-	var after map[string]int
-	for deadline := time.After(time.Minute); ; {
-		if after = l.count(t); maps.Equal(before, after) {
-			return
-		}
-		select {
-		case <-deadline:
-			t.Errorf("before %v, after %v", before, after)
-			return
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	drivertest.NothingLeft(t, t.Name(), before, l.count)
 }
 
 func (l *lab) start(t *testing.T, spec driver.Spec) driver.Machine {

@@ -2,7 +2,6 @@ package gvisor_test
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/drivertest"
 	"hearth/internal/hearth"
 )
 
@@ -51,23 +51,14 @@ func TestBlanks(t *testing.T) {
 }
 
 // settles waits for what ends by itself: a launcher that was killed before it had its
-// name, say.
+// name, say. Descriptors are left out: the test process polls from some time on.
 func (l *lab) settles(t *testing.T, before map[string]int) {
 	t.Helper()
-	delete(before, "descriptors") // the test process polls from some time on
-	for deadline := time.After(time.Minute); ; {
+	drivertest.NothingLeft(t, t.Name(), before, func(t *testing.T) map[string]int {
 		after := l.count(t)
 		delete(after, "descriptors")
-		if maps.Equal(before, after) {
-			return
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-deadline:
-			t.Errorf("before %v, after %v", before, after)
-			return
-		}
-	}
+		return after
+	})
 }
 
 // deadBlank: a blank of which a process dies says so, and is not restored.

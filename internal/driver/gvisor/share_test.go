@@ -3,7 +3,7 @@ package gvisor_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -192,11 +192,21 @@ func TestBasePagesAreReclaimed(t *testing.T) {
 		return n
 	}
 	set := func(n int64) {
-		must(t, os.WriteFile(filepath.Join(dir, limit), []byte(strconv.FormatInt(n, 10)), 0))
+		t.Helper()
+		again := time.NewTicker(50 * time.Millisecond)
+		defer again.Stop()
+		for deadline := time.Now().Add(time.Minute); ; <-again.C {
+			err := os.WriteFile(filepath.Join(dir, limit), []byte(strconv.FormatInt(n, 10)), 0)
+			if errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
+				continue // pages that were just read are spared at the first look
+			}
+			must(t, err)
+			return
+		}
 	}
 	before, full := read(limit), read(used)
 	less := full - pages(t, base)/4
-	set(less) // with version 1 it is an error if there is nothing to give back
+	set(less) // with version 1 it is an error, EBUSY, if there is nothing to give back
 	if now := read(used); now > less {
 		t.Errorf("%d bytes are used at a limit of %d", now, less)
 	}
@@ -325,12 +335,7 @@ func TestKillWhileACheckpointIsWritten(t *testing.T) {
 			must(t, m.Close(t.Context()))
 		}
 	})
-	after := w.l.count(t)
-	delete(before, "descriptors") // closed behind a caller's back
-	delete(after, "descriptors")
-	if fmt.Sprint(before) != fmt.Sprint(after) {
-		t.Errorf("before %v, after %v", before, after)
-	}
+	w.l.settles(t, before)
 	if sums(t, base) != content {
 		t.Error("the base was changed")
 	}

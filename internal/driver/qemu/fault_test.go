@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,23 +90,15 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// settles waits for what is freed behind the caller's back.
+// settles waits for what is freed behind the caller's back, but for templates, which
+// are descriptors.
 func (l *lab) settles(t *testing.T, before map[string]int) {
 	t.Helper()
-	delete(before, "descriptors") // templates
-	for deadline := time.After(time.Minute); ; {
+	drivertest.NothingLeft(t, t.Name(), before, func(t *testing.T) map[string]int {
 		after := l.count(t)
 		delete(after, "descriptors")
-		if maps.Equal(before, after) {
-			return
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-deadline:
-			t.Errorf("before %v, after %v", before, after)
-			return
-		}
-	}
+		return after
+	})
 }
 
 // clone describes a machine that starts from the lab's checkpoint.
