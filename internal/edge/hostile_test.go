@@ -34,10 +34,11 @@ func raw(t *testing.T, s *httptest.Server, request string) string {
 // guest sees exactly the requests that the edge has judged.
 func TestSmuggling(t *testing.T) {
 	town := newTown()
-	seen := make(chan string, 100)
 	town.serve(t, alpha, guest.Port, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		seen <- r.URL.Path
+		if r.URL.Path != "/ok" {
+			t.Errorf("the guest saw %s", r.URL.Path)
+		}
 	}))
 	_, s := town.open(t, Config{})
 	head := fmt.Sprintf("POST /ok HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s: %s\r\n%s: %d\r\n", SandboxHeader, alpha, PortHeader, guest.Port)
@@ -55,12 +56,6 @@ func TestSmuggling(t *testing.T) {
 		"Content-Length: 0\r\nX-A: b\r\n\tfolded: c\r\n\r\n",
 	} {
 		raw(t, s, head+framing)
-	}
-	close(seen)
-	for p := range seen {
-		if p != "/ok" {
-			t.Errorf("the guest saw %s", p)
-		}
 	}
 }
 

@@ -3,6 +3,7 @@ package hostproc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -144,9 +145,10 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	if err := Check(); err != nil {
 		t.Skip(err)
 	}
-	c := CgroupAt("/hearth-test-hostproc/one")
+	parent := fmt.Sprintf("/hearth-test-hostproc-%d", os.Getpid()) // two runs on one host leave each other's alone
+	c := CgroupAt(parent + "/one")
 	t.Cleanup(func() {
-		for _, dir := range CgroupAt("/hearth-test-hostproc").Dirs() {
+		for _, dir := range CgroupAt(parent).Dirs() {
 			_ = os.Remove(dir)
 		}
 	})
@@ -202,7 +204,8 @@ func TestProcessorIgnoresOrderAndOtherCores(t *testing.T) {
 }
 
 func TestStraysAreKilledByTheirArguments(t *testing.T) {
-	mine, other := exec.Command("sleep", "31.4159"), exec.Command("sleep", "31.4158")
+	id := fmt.Sprintf("31.%d", os.Getpid())
+	mine, other := exec.Command("sleep", id), exec.Command("sleep", id+"0")
 	for _, c := range []*exec.Cmd{mine, other} {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
@@ -210,7 +213,7 @@ func TestStraysAreKilledByTheirArguments(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- mine.Wait() }() // a dead child keeps its entry in /proc until then, though no arguments
-	err := KillStrays(t.Context(), func(args []string) bool { return slices.Equal(args, []string{"sleep", "31.4159"}) })
+	err := KillStrays(t.Context(), func(args []string) bool { return slices.Equal(args, []string{"sleep", id}) })
 	if err != nil {
 		t.Fatal(err)
 	}

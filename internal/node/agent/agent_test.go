@@ -144,7 +144,7 @@ func TestStoppedDaemon(t *testing.T) {
 			if err := a.Stop(t.Context(), req.Sandbox.ID, "killed"); err != nil {
 				t.Fatal(err)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 10*time.Second {
 				t.Errorf("Stop waited %s for the daemon", took)
 			}
 			if err := <-called; err == nil || hearth.KindOf(err) == hearth.Unavailable {

@@ -13,7 +13,7 @@ import (
 )
 
 // patience bounds every wait of the suite.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // Dial connects to a port of one sandbox.
 type Dial func(ctx context.Context, port uint16) (net.Conn, error)
