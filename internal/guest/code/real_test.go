@@ -117,9 +117,9 @@ func startRig(t *testing.T, opts Options) *rig {
 // until waits for a condition that has no event.
 func (r *rig) until(what string, ok func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(60 * time.Second); !ok(); {
+	for end := time.Now().Add(3 * time.Minute); !ok(); {
 		if time.Now().After(end) {
-			r.t.Fatalf("not within 60 s: %s (%v)", what, r.svc.Health())
+			r.t.Fatalf("not within 3 minutes: %s (%v)", what, r.svc.Health())
 		}
 		<-time.After(20 * time.Millisecond)
 	}
