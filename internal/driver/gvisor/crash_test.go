@@ -126,9 +126,9 @@ func TestHostSideIsConfined(t *testing.T) {
 		t.Cleanup(func() { must(t, m.Close(context.Background())) })
 		_, err = drivertest.Open(m).Ask(t.Context(), "GET", "/ticks", nil)
 		must(t, err)
-		procs, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/pids/hearth-test", m.Handle().ID, "cgroup.procs"))
+		procs, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/pids", cgroups, m.Handle().ID, "cgroup.procs"))
 		if os.IsNotExist(err) {
-			procs, err = os.ReadFile(filepath.Join("/sys/fs/cgroup/hearth-test", m.Handle().ID, "cgroup.procs"))
+			procs, err = os.ReadFile(filepath.Join("/sys/fs/cgroup", cgroups, m.Handle().ID, "cgroup.procs"))
 		}
 		must(t, err)
 		for _, pid := range strings.Fields(string(procs)) {
@@ -165,9 +165,9 @@ func TestLimitsAreInForce(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
 	read := func(one, two string) string {
-		raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", filepath.Dir(one), "hearth-test/conf-limits", filepath.Base(one)))
+		raw, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", filepath.Dir(one), cgroups, m.Handle().ID, filepath.Base(one)))
 		if os.IsNotExist(err) {
-			raw, err = os.ReadFile(filepath.Join("/sys/fs/cgroup/hearth-test/conf-limits", two))
+			raw, err = os.ReadFile(filepath.Join("/sys/fs/cgroup", cgroups, m.Handle().ID, two))
 		}
 		must(t, err)
 		return strings.TrimSpace(string(raw))
@@ -225,7 +225,7 @@ func TestStockRunsc(t *testing.T) {
 		}
 	})
 	for _, variant := range [][]string{{"runsc"}, {"runsc", "--precompiled"}} {
-		args := append(variant, "--root="+filepath.Join(l.dir, "s"), "--network=none", "--ignore-cgroups", "run", "-bundle", bundle, "conf-stock")
+		args := append(variant, "--root="+filepath.Join(l.dir, "s"), "--network=none", "--ignore-cgroups", "run", "-bundle", bundle, mine+"stock")
 		out, err := exec.Command(l.exe, args...).CombinedOutput()
 		if err != nil || string(out) != "0" {
 			t.Errorf("%v: %q, %v", variant, out, err)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,6 +25,33 @@ import (
 	"hearth/internal/driver/gvisor"
 	"hearth/internal/hearth"
 )
+
+// mine begins the IDs of this run's machines and names its cgroup, namespaces and
+// devices, so that two runs on one host neither count nor sweep each other's.
+var (
+	mine    = fmt.Sprintf("hgt%d-", os.Getpid())
+	cgroups = "/" + mine + "test"
+)
+
+// network is the second byte of the addresses of this run's machines, which no other
+// run on this host has, and none of which a server gives by default. A socket keeps it.
+var network = sync.OnceValue(func() (own struct {
+	byte int
+	kept net.Listener
+}) {
+	for n := 216; n < 256; n++ {
+		if l, err := net.Listen("unix", fmt.Sprintf("@hearth-gvisor-test-%d", n)); err == nil {
+			own.byte, own.kept = n, l
+			break
+		}
+	}
+	return own
+})
+
+// address is one of a machine's network, whose host's end is 1 and whose guest is 2.
+func address(number, end int) string {
+	return fmt.Sprintf("10.%d.%d.%d", network().byte, number, end)
+}
 
 // lab is what the tests of one run share: programs and images.
 type lab struct {
@@ -39,13 +67,16 @@ func newLab(t testing.TB) *lab {
 	if err != nil {
 		t.Skip("gvisor: needs mkfs.erofs")
 	}
+	if network().kept == nil {
+		t.Fatal("no addresses are left for this run of the tests")
+	}
 	dir, err := os.MkdirTemp("/tmp", "hearth-gvisor-") // t.TempDir is too long a path for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	t.Cleanup(func() {
-		if d, err := gvisor.New(gvisor.Config{Root: filepath.Join(dir, "run"), CgroupParent: "/hearth-test"}); err != nil {
+		if d, err := gvisor.New(gvisor.Config{Root: filepath.Join(dir, "run"), CgroupParent: cgroups}); err != nil {
 			t.Error(err)
 		} else if err := d.Purge(); err != nil {
 			t.Error(err)
@@ -101,7 +132,7 @@ func (l *lab) config(t testing.TB) gvisor.Config {
 		Guest:        l.guest,
 		Init:         []string{"/.guest/testguest"},
 		Exe:          l.exe,
-		CgroupParent: "/hearth-test",
+		CgroupParent: cgroups,
 		UIDBase:      2_000_000_000, // none of a server's on the same machine
 		Log:          slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
@@ -110,6 +141,7 @@ func (l *lab) config(t testing.TB) gvisor.Config {
 // spec describes a machine in a network namespace of its own.
 func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
 	t.Helper()
+	id = mine + id
 	dir := filepath.Join(l.dir, "m", id)
 	must(t, os.MkdirAll(dir, 0o700))
 	return driver.Spec{
@@ -122,7 +154,7 @@ func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
 // slot makes a namespace joined to the host by a veth pair, for one machine.
 func slot(t testing.TB, number int) driver.Attachment {
 	t.Helper()
-	name := fmt.Sprintf("hgt%d", number)
+	name := fmt.Sprintf("%s%d", mine, number)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	host, err := netns.Get()
@@ -155,12 +187,12 @@ func slot(t testing.TB, number int) driver.Attachment {
 	lo, err := inside.LinkByName("lo")
 	must(t, err)
 	must(t, inside.LinkSetUp(lo))
-	up(outside, name, fmt.Sprintf("10.213.%d.1/30", number))
-	up(inside, "eth0", fmt.Sprintf("10.213.%d.2/30", number))
+	up(outside, name, address(number, 1)+"/30")
+	up(inside, "eth0", address(number, 2)+"/30")
 	return driver.Attachment{
 		NetNS:   "/run/netns/" + name,
-		Guest:   netip.MustParsePrefix(fmt.Sprintf("10.213.%d.2/30", number)),
-		Gateway: netip.MustParseAddr(fmt.Sprintf("10.213.%d.1", number)),
+		Guest:   netip.MustParsePrefix(address(number, 2) + "/30"),
+		Gateway: netip.MustParseAddr(address(number, 1)),
 		Device:  "eth0",
 	}
 }
@@ -205,16 +237,16 @@ func (l *lab) count(t *testing.T) map[string]int {
 	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range cmdlines {
 		raw, _ := os.ReadFile(path)
-		if bytes.Contains(raw, []byte(l.dir)) || bytes.HasPrefix(raw, []byte("hearth-machine\x00conf-")) {
+		if bytes.Contains(raw, []byte(l.dir)) || bytes.HasPrefix(raw, []byte("hearth-machine\x00"+mine)) {
 			n["processes"]++
 		}
 	}
 	for name, pattern := range map[string]string{
-		"cgroups":     "/sys/fs/cgroup/*/hearth-test/conf-*",
+		"cgroups":     "/sys/fs/cgroup/*" + cgroups + "/" + mine + "*",
 		"descriptors": "/proc/self/fd/*",
-		"state":       filepath.Join(l.dir, "run", "*conf-*"),
+		"state":       filepath.Join(l.dir, "run", "*"+mine+"*"),
 		"uid ranges":  filepath.Join(l.dir, "run", "uids", "*"),
-		"namespaces":  "/run/netns/hgt*",
+		"namespaces":  "/run/netns/" + mine + "*",
 	} {
 		found, err := filepath.Glob(pattern)
 		must(t, err)
@@ -223,7 +255,7 @@ func (l *lab) count(t *testing.T) map[string]int {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
 	for line := range bytes.Lines(mounts) {
-		if bytes.Contains(line, []byte("/hgt")) || bytes.Contains(line, []byte(l.dir)) {
+		if bytes.Contains(line, []byte("/"+mine)) || bytes.Contains(line, []byte(l.dir)) {
 			n["mounts"]++
 		}
 	}

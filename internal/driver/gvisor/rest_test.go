@@ -69,9 +69,9 @@ func settledUsage(t *testing.T, m driver.Machine) driver.Usage {
 // standsStill waits until the host's kernel has frozen a machine's control group.
 func standsStill(t *testing.T, id string) {
 	t.Helper()
-	file, frozen := hostproc.CgroupRoot+"/freezer/hearth-test/"+id+"/freezer.state", "FROZEN"
+	file, frozen := hostproc.CgroupRoot+"/freezer"+cgroups+"/"+id+"/freezer.state", "FROZEN"
 	if hostproc.UnifiedCgroups() {
-		file, frozen = hostproc.CgroupRoot+"/hearth-test/"+id+"/cgroup.events", "frozen 1"
+		file, frozen = hostproc.CgroupRoot+cgroups+"/"+id+"/cgroup.events", "frozen 1"
 	}
 	for deadline := time.After(time.Minute); ; {
 		raw, err := os.ReadFile(file)

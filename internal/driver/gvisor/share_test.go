@@ -180,9 +180,9 @@ func TestBasePagesAreReclaimed(t *testing.T) {
 	dropCaches(t, base)
 	m := w.start(t, w.l.driver(t), base, 0)
 	m.play(t)
-	dir, used, limit := "/sys/fs/cgroup/hearth-test/"+m.Handle().ID, "memory.current", "memory.max"
+	dir, used, limit := "/sys/fs/cgroup"+cgroups+"/"+m.Handle().ID, "memory.current", "memory.max"
 	if _, err := os.Stat(dir); err != nil {
-		dir, used, limit = "/sys/fs/cgroup/memory/hearth-test/"+m.Handle().ID, "memory.usage_in_bytes", "memory.limit_in_bytes"
+		dir, used, limit = "/sys/fs/cgroup/memory"+cgroups+"/"+m.Handle().ID, "memory.usage_in_bytes", "memory.limit_in_bytes"
 	}
 	read := func(name string) int64 {
 		raw, err := os.ReadFile(filepath.Join(dir, name))
@@ -238,6 +238,7 @@ func TestUsageLeavesSharedPagesOut(t *testing.T) {
 		return u.Memory
 	}
 	alone, shared := used(plain), used(w.l.driver(t))
+	t.Logf("%d bytes with sharing, %d without, of %d bytes of pages", shared, alone, pages(t, base))
 	if saved := alone - shared; saved < pages(t, base)/2 {
 		t.Errorf("%d bytes with sharing, %d without, of %d bytes of pages", shared, alone, pages(t, base))
 	}
@@ -275,7 +276,9 @@ func TestLessonSparesCopies(t *testing.T) {
 	}
 	before := used()
 	n := known()
-	if after := used(); n < 1<<20 || after < before+n/2 {
+	after := used()
+	t.Logf("%d bytes are known to be written; a machine starts with %d bytes, and with %d before that was known", n, after, before)
+	if n < 1<<20 || after < before+n/2 {
 		t.Errorf("%d bytes are known to be written; a machine starts with %d bytes, and with %d before that was known", n, after, before)
 	}
 }
