@@ -67,16 +67,15 @@ func (s *server) forkBomb(t *testing.T, neighbour *client.Sandbox, user string) 
 		t.Errorf("killing it took %s", took)
 	}
 	eventually(t, "nothing of the machine is left", func() bool { return len(leftOf(machine)) == 0 })
-	if after := len(processes()); after > before+100 {
-		t.Errorf("%d processes on the host, %d before", after, before)
-	}
+	// Others' tests have processes on this host, too.
+	eventually(t, "the host has its processes back", func() bool { return len(processes()) <= before+100 })
 }
 
 // memoryHog wants the sandbox to end, and its row to say why.
 func (s *server) memoryHog(t *testing.T, _ *client.Sandbox) {
 	sb := s.sandbox(t, client.CreateOptions{})
 	machine := s.machineOf(t, sb.ID)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), stalled)
 	defer cancel()
 	res, err := sb.Commands.Run(ctx, `python3 -c "
 x = []
@@ -117,9 +116,13 @@ func (s *server) diskFill(t *testing.T, _ *client.Sandbox) {
 	answers(t, sb)
 }
 
-// diskUse adds up the sizes of the files below a directory.
+// diskUse adds up the sizes of the files below a data directory, but for the archive's:
+// the template's snapshot is packed at some time.
 func diskUse(dir string) (total int64) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if path == filepath.Join(dir, "archive") {
+			return fs.SkipDir
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return nil // gone meanwhile
 		}

@@ -245,7 +245,7 @@ func (c *crashes) settle(d deed) {
 		c.t.Error("the snapshot is lost")
 	}
 	left := func() []string { return slices.Concat(c.strays(), c.files()) }
-	if !within(time.Minute, func() bool { return len(left()) == 0 }) {
+	if !within(stalled, func() bool { return len(left()) == 0 }) {
 		c.t.Errorf("left behind: %q", left())
 	}
 }
@@ -359,7 +359,7 @@ func (c *crashes) run(line string) string {
 
 func (c *crashes) runIn(id, line string) string {
 	c.t.Helper()
-	for give := time.Now().Add(time.Minute); ; {
+	for give := time.Now().Add(stalled); ; {
 		sb, err := c.api.Connect(c.t.Context(), id, time.Hour)
 		if isConflict(err) && time.Now().Before(give) {
 			<-time.After(20 * time.Millisecond)

@@ -48,11 +48,11 @@ func TestEveryDriver(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) {
 			if dir, _, _ := strings.Cut(js, ":"); dir != "" {
 				t.Run("js", func(t *testing.T) {
-					s.with(env).run(t, 3*time.Minute, dir, "node", "--test", "--test-force-exit", "--test-reporter=spec", "core.mjs")
+					s.with(env).run(t, 10*time.Minute, dir, "node", "--test", "--test-force-exit", "--test-reporter=spec", "core.mjs")
 				})
 			}
 			if py != "" {
-				t.Run("python", func(t *testing.T) { s.with(env).run(t, 3*time.Minute, "py", py, "-m", "unittest", "-v", "core") })
+				t.Run("python", func(t *testing.T) { s.with(env).run(t, 10*time.Minute, "py", py, "-m", "unittest", "-v", "core") })
 			}
 			t.Run("boot", func(t *testing.T) { bootsWithoutSnapshot(t, s, d) })
 			t.Run("files", func(t *testing.T) { keepsFilesAlone(t, s, d) })

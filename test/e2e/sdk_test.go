@@ -24,7 +24,7 @@ func TestOfficialSDKs(t *testing.T) {
 		}
 		for _, script := range scripts {
 			t.Run(filepath.Base(dir)+"/"+strings.TrimSuffix(filepath.Base(script), ".test.mjs"), func(t *testing.T) {
-				s.run(t, 5*time.Minute, dir, "node", "--test", "--test-force-exit", "--test-reporter=spec", filepath.Base(script))
+				s.run(t, 10*time.Minute, dir, "node", "--test", "--test-force-exit", "--test-reporter=spec", filepath.Base(script))
 			})
 		}
 	}
@@ -34,7 +34,7 @@ func TestOfficialSDKs(t *testing.T) {
 			if py == "" {
 				t.Skip("HEARTH_TEST_PYTHON_SDK is not set")
 			}
-			s.run(t, 5*time.Minute, "py", py, "-m", "unittest", "-v", strings.TrimSuffix(filepath.Base(script), ".py"))
+			s.run(t, 10*time.Minute, "py", py, "-m", "unittest", "-v", strings.TrimSuffix(filepath.Base(script), ".py"))
 		})
 	}
 }

@@ -25,8 +25,8 @@ const (
 	soakBlanks  = 2
 	soakMost    = 4 // sandboxes of one worker at once
 	soakCrash   = 12 * time.Second
-	soakPatient = 60 * time.Second // for a server that comes back
-	soakGrowth  = 48               // MiB, and descriptors, that chance may add
+	soakPatient = 3 * time.Minute // for a server that comes back
+	soakGrowth  = 48              // MiB, and descriptors, that chance may add
 )
 
 // TestSoak does random things to sandboxes while the server is killed again and

@@ -98,7 +98,7 @@ func (s *server) start(t *testing.T, m made, command string) {
 }
 
 // stalled is how long nothing takes that does not hang, however slow the host is.
-const stalled = time.Minute
+const stalled = 3 * time.Minute
 
 // eventually polls a condition of which there is no event.
 func eventually(t *testing.T, what string, ok func() bool) {

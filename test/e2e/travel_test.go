@@ -56,7 +56,7 @@ func arrived(t *testing.T, c *client.Client, snapshot, process string, least int
 		t.Errorf("the file is %q", got)
 	}
 	run(t, sb, "kill -0 "+process)
-	line := `before=$(cat /tmp/count); for i in $(seq 50); do now=$(cat /tmp/count); [ "$now" != "$before" ] && echo "$now" && exit; sleep 0.1; done; exit 1`
+	line := `before=$(cat /tmp/count); for i in $(seq 500); do now=$(cat /tmp/count); [ "$now" != "$before" ] && echo "$now" && exit; sleep 0.1; done; exit 1`
 	if n, err := strconv.Atoi(run(t, sb, line)); err != nil || n <= least {
 		t.Errorf("the process counts %d after %d: it began anew; %v", n, least, err)
 	}
@@ -75,7 +75,7 @@ func TestSnapshotTravels(t *testing.T) {
 	if _, err := sb.Files.Write(t.Context(), "/home/user/note", strings.NewReader("kept for later")); err != nil {
 		t.Fatal(err)
 	}
-	process := run(t, sb, `nohup sh -c 'n=100; while :; do n=$((n+1)); echo $n >/tmp/c; mv /tmp/c /tmp/count; sleep 0.1; done' >/dev/null 2>&1 & sleep 1; echo $!`)
+	process := run(t, sb, `nohup sh -c 'n=100; while :; do n=$((n+1)); echo $n >/tmp/c; mv /tmp/c /tmp/count; sleep 0.1; done' >/dev/null 2>&1 & until [ -s /tmp/count ]; do sleep 0.1; done; echo $!`)
 	least, err := strconv.Atoi(run(t, sb, "cat /tmp/count"))
 	if err != nil {
 		t.Fatal(err)

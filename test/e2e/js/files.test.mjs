@@ -73,7 +73,7 @@ test('watch, also what is made later below', async () => {
   await sbx.files.makeDir('watched')
   const events = []
   const saw = async (type, name) => {
-    const deadline = Date.now() + 15_000
+    const deadline = Date.now() + 60_000
     while (!events.some((e) => e.type === type && e.name === name)) {
       assert.ok(Date.now() < deadline, `no ${type} ${name} in ${JSON.stringify(events)}`)
       await new Promise((r) => setImmediate(r))

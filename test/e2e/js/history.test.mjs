@@ -75,15 +75,17 @@ test('two snapshots differ by files that were added, changed and removed', async
 test('a terminal is a step when it ends, and a command that nobody waits for when it does', async () => {
   const before = (await history()).steps.length
   const pty = await sbx.pty.create({ cols: 80, rows: 24, onData: () => {} })
-  const sleeper = await sbx.commands.run('sleep 5; echo slept > slept', { background: true })
+  const waits = await sbx.commands.run('until [ -f go ]; do sleep 0.1; done; echo went > went', { background: true })
   assert.equal((await history()).steps.length, before) // neither has ended
   await sbx.pty.sendInput(pty.pid, new TextEncoder().encode('exit\n'))
   await pty.wait()
-  await sleeper.wait()
+  await sbx.files.write('go', '')
+  await waits.wait()
   const steps = (await history()).steps.slice(before)
-  assert.deepEqual(steps.map((s) => s.label.split(' ')[0]), ['terminal', 'sleep'])
+  assert.deepEqual(steps.map((s) => s.label.split(' ')[0]), ['terminal', 'until'])
   await back(steps[0].step)
-  await sh('for i in $(seq 200); do [ -f slept ] && exit; sleep 0.1; done; exit 1') // it sleeps in there, and goes on
+  await sbx.files.write('go', '')
+  await sh('for i in $(seq 500); do [ -f went ] && exit; sleep 0.1; done; exit 1') // it waits in there, and goes on
 })
 
 test('commands that end at once are in one step or a few, and none waits for long', async () => {

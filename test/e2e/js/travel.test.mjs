@@ -10,6 +10,12 @@ const sh = async (s, line) => (await s.commands.run(line)).stdout.trim()
 const all = []
 const made = (s) => { all.push(s); return s }
 let sbx
+// A sandbox's clock is right, however long the question and the answer take.
+const onTime = async (s) => {
+  const asked = Date.now()
+  const clock = Number(await sh(s, 'date +%s%3N'))
+  assert.ok(clock > asked - 1000 && clock < Date.now() + 1000, `asked at ${asked} it said ${clock}`)
+}
 
 before(async () => { sbx = made(await Sandbox.create('base', { timeoutMs: 300_000, envs: { GREETING: 'hello' }, metadata: { of: 'travel' } })) })
 after(async () => { await Promise.all(all.map((s) => s.kill().catch(() => {}))) })
@@ -21,7 +27,7 @@ test('a snapshot is a moment: the sandbox goes on, what is made from it begins t
   assert.match(snap.snapshotId, /^s[a-z0-9]{20}:default$/)
   assert.equal((await slow).stdout, '1\n2\n3\n4\n5\n6\n7\n8\n')
   await sbx.files.write('note', 'two')
-  const born = made(await Sandbox.create(snap.snapshotId, { timeoutMs: 60_000 }))
+  const born = made(await Sandbox.create(snap.snapshotId, { timeoutMs: 300_000 }))
   assert.equal(await born.files.read('note'), 'one')
   assert.equal(await sbx.files.read('note'), 'two')
   assert.notEqual(await sh(born, 'hostname'), await sh(sbx, 'hostname'))
@@ -43,21 +49,21 @@ test('a name belongs to the snapshot that got it last', async () => {
   assert.match(first.snapshotId, new RegExp(`^[a-z0-9_-]+/${name}$`))
   await sbx.files.write('version', '2')
   await sbx.createSnapshot({ name })
-  assert.equal(await made(await Sandbox.create(name, { timeoutMs: 60_000 })).files.read('version'), '2')
+  assert.equal(await made(await Sandbox.create(name, { timeoutMs: 300_000 })).files.read('version'), '2')
   await assert.rejects(sbx.createSnapshot({ name: 'base' }), /template/)
   await assert.rejects(sbx.createSnapshot({ name: 'someone-else/x' }), /namespace/)
 })
 
 test('forks are sandboxes of their own', async () => {
   await sbx.files.write('note', 'before the fork')
-  const forks = (await sbx.fork({ count: 3, timeoutMs: 60_000 })).map((f) => made(f.sandbox ?? f))
+  const forks = (await sbx.fork({ count: 3, timeoutMs: 300_000 })).map((f) => made(f.sandbox ?? f))
   assert.equal(new Set(forks.map((f) => f.sandboxId)).size, 3)
   const uuids = await Promise.all(forks.map((f) => sh(f, 'python3 -c "import uuid, secrets; print(uuid.uuid4(), secrets.token_hex())"')))
   assert.equal(new Set(uuids).size, 3)
   for (const f of forks) {
     assert.equal(await f.files.read('note'), 'before the fork')
     assert.deepEqual([await sh(f, 'echo $GREETING'), await sh(f, 'hostname')], ['hello', f.sandboxId])
-    assert.ok(Math.abs(Number(await sh(f, 'date +%s%3N')) - Date.now()) < 1000)
+    await onTime(f)
     const res = await fetch(`${api}/files?path=note`, {
       headers: { 'E2b-Sandbox-Id': f.sandboxId, 'E2b-Sandbox-Port': '49983', 'X-Access-Token': sbx.envdAccessToken ?? 'none' },
     })
@@ -77,27 +83,29 @@ test('rollback: the same sandbox, as it was', async () => {
   assert.equal((await res.json()).sandboxID, sbx.sandboxId)
   assert.equal(await sbx.files.read('note'), 'good') // with the same token
   assert.equal((await sbx.getInfo()).metadata.of, 'travel')
-  const other = made(await Sandbox.create('base', { timeoutMs: 60_000 }))
+  const other = made(await Sandbox.create('base', { timeoutMs: 300_000 }))
   assert.equal((await back((await other.createSnapshot()).snapshotId)).status, 409, "another's snapshot")
   assert.equal(await sbx.files.read('note'), 'good')
 })
 
 test('traffic wakes a paused sandbox once, whoever comes', async () => {
-  const s = made(await Sandbox.create('base', { timeoutMs: 60_000, lifecycle: { onTimeout: 'pause', autoResume: true } }))
-  await sh(s, '(python3 -m http.server 8200 -d /etc > /dev/null 2>&1 &) ; sleep 1')
-  await s.pause()
+  const s = made(await Sandbox.create('base', { timeoutMs: 300_000, lifecycle: { onTimeout: 'pause', autoResume: true } }))
+  await sh(s, '(python3 -m http.server 8200 -d /etc > /dev/null 2>&1 &)')
   const ask = () => fetch(`${api}/hostname`, { headers: { 'E2b-Sandbox-Id': s.sandboxId, 'E2b-Sandbox-Port': '8200' } })
+  const deadline = Date.now() + 60_000
+  while ((await ask()).status !== 200) assert.ok(Date.now() < deadline, 'the server does not serve')
+  await s.pause()
   const answers = await Promise.all([1, 2, 3, 4, 5].map(async () => { const r = await ask(); return [r.status, (await r.text()).trim()] }))
   assert.deepEqual(answers, Array(5).fill([200, s.sandboxId]))
   await s.pause()
   assert.equal(await sh(s, 'echo awake'), 'awake')
-  const asleep = made(await Sandbox.create('base', { timeoutMs: 60_000 }))
+  const asleep = made(await Sandbox.create('base', { timeoutMs: 300_000 }))
   await asleep.pause()
   assert.equal((await fetch(`${api}/`, { headers: { 'E2b-Sandbox-Id': asleep.sandboxId, 'E2b-Sandbox-Port': '8200' } })).status, 502)
 })
 
 test('nothing is lost over ten pauses', async () => {
-  const s = made(await Sandbox.create('base', { timeoutMs: 60_000 }))
+  const s = made(await Sandbox.create('base', { timeoutMs: 300_000 }))
   await sh(s, 'python3 -c "import time\nwhile True: time.sleep(1)" > /dev/null 2>&1 & echo $! > /tmp/pid')
   for (let i = 1; i <= 10; i++) {
     await s.files.write(`f${i}`, `written ${i}`)
@@ -105,20 +113,20 @@ test('nothing is lost over ten pauses', async () => {
     await s.connect()
     for (let k = 1; k <= i; k++) assert.equal(await s.files.read(`f${k}`), `written ${k}`)
     assert.equal(await sh(s, 'kill -0 $(cat /tmp/pid) && echo alive'), 'alive')
-    assert.ok(Math.abs(Number(await sh(s, 'date +%s%3N')) - Date.now()) < 1000)
+    await onTime(s)
   }
 })
 
 test('two who resume at once get one machine', async () => {
-  const s = made(await Sandbox.create('base', { timeoutMs: 60_000 }))
+  const s = made(await Sandbox.create('base', { timeoutMs: 300_000 }))
   await s.pause()
-  const both = await Promise.all([1, 2, 3].map(() => Sandbox.connect(s.sandboxId, { timeoutMs: 60_000 })))
+  const both = await Promise.all([1, 2, 3].map(() => Sandbox.connect(s.sandboxId, { timeoutMs: 300_000 })))
   const boots = await Promise.all(both.map((b) => sh(b, 'echo $PPID > /dev/null; cat /proc/sys/kernel/random/boot_id; hostname')))
   assert.equal(new Set(boots).size, 1)
 })
 
 test('a pause without memory keeps files and boots afresh', async () => {
-  const s = made(await Sandbox.create('base', { timeoutMs: 60_000, envs: { GREETING: 'hello' } }))
+  const s = made(await Sandbox.create('base', { timeoutMs: 300_000, envs: { GREETING: 'hello' } }))
   for (const i of [1, 2, 3]) {
     await s.files.write(`kept-${i}`, 'x'.repeat(i * 100_000))
     await sh(s, '(sleep 1000 > /dev/null 2>&1 &); rm -f .profile')

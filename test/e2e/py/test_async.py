@@ -8,14 +8,14 @@ from e2b import AsyncSandbox, CommandExitException, NotFoundException
 
 class Async(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self):
-        self.sbx = await AsyncSandbox.create("base", timeout=120)
+        self.sbx = await AsyncSandbox.create("base", timeout=300)
 
     async def asyncTearDown(self):
         await self.sbx.kill()
 
     async def test_commands(self):
         out = []
-        r = await self.sbx.commands.run("echo a; sleep 0.2; echo b", on_stdout=out.append)
+        r = await self.sbx.commands.run("echo a; sleep 2; echo b", on_stdout=out.append)
         self.assertEqual((r.stdout, len(out) >= 2), ("a\nb\n", True))
         with self.assertRaises(CommandExitException):
             await self.sbx.commands.run("false")
@@ -40,7 +40,7 @@ class Async(unittest.IsolatedAsyncioTestCase):
 
         handle = await self.sbx.files.watch_dir("w", seen)
         await self.sbx.files.write("w/f", b"\x00\x01")
-        await asyncio.wait_for(written.wait(), 15)
+        await asyncio.wait_for(written.wait(), 60)
         await handle.stop()
         self.assertEqual(bytes(await self.sbx.files.read("w/f", format="bytes")), b"\x00\x01")
         with self.assertRaises(NotFoundException):

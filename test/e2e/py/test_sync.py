@@ -10,7 +10,7 @@ from e2b import CommandExitException, NotFoundException, Sandbox, SandboxQuery, 
 from e2b.sandbox.commands.command_handle import PtySize
 
 
-def until(condition, seconds=15):
+def until(condition, seconds=60):
     """Waits for a condition of which there is no event."""
     deadline = time.monotonic() + seconds
     while not condition():
