@@ -110,6 +110,7 @@ var admitted = map[string][]string{
 	"github.com/fsnotify/fsnotify":           {"internal/guest/files"},
 	"github.com/klauspost/compress":          {"internal/image", "internal/blob", "internal/node/agent/parcel", "internal/driver/microvm"},
 	"github.com/google/go-cmp":               {"internal/store/storetest"},
+	"go.uber.org/goleak":                     {"internal/leaktest"},
 	"golang.org/x/image":                     {"internal/bench/plot"},
 	"golang.org/x/sys":                       nil, // anywhere
 	"golang.org/x/sync":                      nil,

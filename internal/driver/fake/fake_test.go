@@ -8,14 +8,13 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hearth/internal/driver"
 	"hearth/internal/driver/fake"
 	"hearth/internal/hearth"
+	"hearth/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func spec(t *testing.T, id string) driver.Spec {
 	return driver.Spec{ID: id, Dir: t.TempDir(), Resources: hearth.Resources{VCPUs: 1, MemoryMiB: 64, DiskMiB: 64}}

@@ -18,15 +18,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hearth/internal/guest"
 	"hearth/internal/guest/daemon"
 	"hearth/internal/guest/process/reap"
 	"hearth/internal/hearth"
+	"hearth/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // serveDaemon runs a real guest daemon and returns how to dial it.
 func serveDaemon(t *testing.T) Dial {

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"hearth/internal/guest/code/zmtp"
+	"hearth/internal/leaktest"
 )
 
 // fakeLauncher starts kernels that are goroutines: they speak the real protocol
@@ -259,10 +260,7 @@ func fakeRig(t *testing.T) (*rig, *fakeLauncher) {
 }
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		http.DefaultClient.CloseIdleConnections()
-		os.Exit(code)
-	}), goleak.IgnoreTopFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"),
+	leaktest.Main(m, goleak.IgnoreTopFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreTopFunction("net/http.(*persistConn).writeLoop"),
 		goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
 }
 

@@ -19,14 +19,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hearth/internal/guest"
 	"hearth/internal/guest/files"
 	"hearth/internal/guest/process/reap"
+	"hearth/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 type fixture struct {
 	*testing.T

@@ -16,15 +16,15 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/goleak"
 
 	"hearth/internal/gen/guestv1"
 	"hearth/internal/gen/guestv1/guestv1connect"
 	"hearth/internal/guest/process/account"
 	"hearth/internal/guest/process/reap"
+	"hearth/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 type fixture struct {
 	*testing.T

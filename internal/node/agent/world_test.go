@@ -14,8 +14,6 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hearth/internal/blob"
 	"hearth/internal/blob/chunkblob"
 	"hearth/internal/blob/fileblob"
@@ -23,13 +21,14 @@ import (
 	"hearth/internal/driver/fake"
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
+	"hearth/internal/leaktest"
 	"hearth/internal/node"
 	"hearth/internal/node/agent"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/nodetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 var (
 	errBoom = errors.New("boom")

@@ -6,13 +6,12 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"go.uber.org/goleak"
-
 	"hearth/internal/hearth"
+	"hearth/internal/leaktest"
 	"hearth/internal/node"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func event(id string, reason string) node.Event {
 	return node.Event{ID: hearth.SandboxID(id), State: hearth.Stopped, Reason: reason}
