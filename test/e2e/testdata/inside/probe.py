@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 
-PATIENCE = {"tcp": 20.0, "udp": 2.0}
+PATIENCE = {"tcp": 60.0, "udp": 5.0}
 
 
 def attempt(kind, host, port):
