@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -225,17 +224,9 @@ func (c *Controller) begin(ctx context.Context, sb *hearth.Sandbox, m *node.Inst
 // giveUp ends a sandbox that could not be created.
 func (c *Controller) giveUp(ctx context.Context, sb *hearth.Sandbox, cause error) {
 	c.log.Warn("sandbox could not be created", "sandbox", sb.ID, "node", sb.Node, "err", cause)
-	if _, err := c.stop(ctx, sb, "could not be created: "+shown(cause), nil); err != nil {
+	if _, err := c.stop(ctx, sb, "could not be created: "+hearth.Shown(cause), nil); err != nil {
 		c.log.Warn("sandbox is not cleaned up yet", "sandbox", sb.ID, "err", err)
 	}
-}
-
-// shown is the part of an error that anyone may read.
-func shown(err error) string {
-	if e, ok := errors.AsType[*hearth.Error](err); ok {
-		return e.Msg
-	}
-	return "internal error"
 }
 
 // start asks the sandbox's node for its machine, and again when the node could

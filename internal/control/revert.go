@@ -96,7 +96,7 @@ func (c *Controller) revert(ctx context.Context, sb *hearth.Sandbox, snap *heart
 	}
 	_, err = c.start(ctx, reverting, node.StartRequest{Build: *b, Restore: snap, Token: c.access(reverting), Revert: true})
 	if err != nil {
-		err = hearth.Wrap(hearth.KindOf(err), err, "Sandbox '%s' could not be rolled back and goes on as it was: %s", sb.ID, shown(err))
+		err = hearth.Wrap(hearth.KindOf(err), err, "Sandbox '%s' could not be rolled back and goes on as it was: %s", sb.ID, hearth.Shown(err))
 		c.log.Warn("sandbox could not be rolled back", "sandbox", sb.ID, "snapshot", snap.ID, "err", err)
 		if serr := c.settleReverting(ctx, reverting); serr != nil {
 			c.log.Warn("sandbox is not back to running yet", "sandbox", sb.ID, "err", c.doubt(sb, serr))

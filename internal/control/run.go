@@ -152,7 +152,7 @@ func (c *Controller) cannotPause(ctx context.Context, id hearth.SandboxID, cause
 		c.log.Warn("sandbox could not be paused at its timeout and runs on", "sandbox", id, "again", pauseRetry, "err", cause)
 		return sb, nil // its end was put off by pauseRetry
 	}
-	return c.stop(ctx, sb, "its timeout was reached and it could not be paused: "+shown(cause), nil)
+	return c.stop(ctx, sb, "its timeout was reached and it could not be paused: "+hearth.Shown(cause), nil)
 }
 
 // tidy settles what is unclear, looks for timeouts that were missed, and

@@ -76,7 +76,7 @@ func (c *Controller) snapshot(ctx context.Context, sb *hearth.Sandbox, want hear
 	ready, err := c.write(ctx, sb, row, want)
 	if err != nil {
 		c.abandon(ctx, want, err)
-		return nil, hearth.Wrap(hearth.KindOf(err), err, "Error snapshotting sandbox - %s", shown(err))
+		return nil, hearth.Wrap(hearth.KindOf(err), err, "Error snapshotting sandbox - %s", hearth.Shown(err))
 	}
 	return ready, nil
 }
@@ -87,7 +87,7 @@ func (c *Controller) abandon(ctx context.Context, want hearth.Snapshot, cause er
 		c.archive.Discard(ctx, want.ID)
 		return
 	}
-	if err := c.archive.Fail(ctx, want.ID, shown(cause)); err != nil {
+	if err := c.archive.Fail(ctx, want.ID, hearth.Shown(cause)); err != nil {
 		c.log.Warn("a failed step is not written down yet", "snapshot", want.ID, "err", err)
 	}
 }

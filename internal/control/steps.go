@@ -219,7 +219,7 @@ func (c *Controller) shelve(ctx context.Context, snap *hearth.Snapshot) error {
 
 // unpause finds out what a failed pause left, and returns the error to report.
 func (c *Controller) unpause(ctx context.Context, sb *hearth.Sandbox, cause error) error {
-	cause = hearth.Wrap(hearth.KindOf(cause), cause, "Error pausing sandbox - %s", shown(cause))
+	cause = hearth.Wrap(hearth.KindOf(cause), cause, "Error pausing sandbox - %s", hearth.Shown(cause))
 	m, err := c.machine(ctx, sb)
 	switch {
 	case err != nil || m != nil && m.State != hearth.Running || hearth.KindOf(cause) == hearth.Unavailable:

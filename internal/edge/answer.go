@@ -33,15 +33,7 @@ func invalid(err error) *answer {
 	if err == nil {
 		return nil
 	}
-	return plain(http.StatusBadRequest, shown(err))
-}
-
-// shown is the part of an error that a client may see.
-func shown(err error) string {
-	if e, ok := errors.AsType[*hearth.Error](err); ok {
-		return e.Msg
-	}
-	return "internal error"
+	return plain(http.StatusBadRequest, hearth.Shown(err))
 }
 
 func notFound(t target) *answer {
@@ -80,7 +72,7 @@ func exhausted(t target, err error) *answer {
 }
 
 func notResumed(t target, err error) *answer {
-	return &answer{Sandbox: t.id, Message: "The sandbox could not be resumed: " + shown(err), Code: http.StatusServiceUnavailable}
+	return &answer{Sandbox: t.id, Message: "The sandbox could not be resumed: " + hearth.Shown(err), Code: http.StatusServiceUnavailable}
 }
 
 func tooMany(t target, limit int) *answer {

@@ -60,3 +60,12 @@ func KindOf(err error) Kind {
 	}
 	return Internal
 }
+
+// Shown is the part of an error that a caller may see: the message of the outermost
+// *Error in its chain.
+func Shown(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Msg
+	}
+	return "internal error"
+}

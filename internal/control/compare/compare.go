@@ -9,7 +9,6 @@ package compare
 
 import (
 	"context"
-	"errors"
 
 	"hearth/internal/control/archive"
 	"hearth/internal/control/lanes"
@@ -186,15 +185,7 @@ func (d *Desk) files(ctx context.Context, snap *hearth.Snapshot) ([]hearth.Entry
 		if kind == hearth.Internal || kind == hearth.NotFound {
 			return nil, err
 		}
-		return nil, hearth.Wrap(kind, err, "the files of snapshot '%s' cannot be listed: %s", snap.ID, shown(err))
+		return nil, hearth.Wrap(kind, err, "the files of snapshot '%s' cannot be listed: %s", snap.ID, hearth.Shown(err))
 	}
 	return list, nil
-}
-
-// shown is the part of an error that anyone may read.
-func shown(err error) string {
-	if e, ok := errors.AsType[*hearth.Error](err); ok {
-		return e.Msg
-	}
-	return "internal error"
 }

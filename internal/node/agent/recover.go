@@ -137,20 +137,12 @@ func (a *Agent) recover(ctx context.Context, rec journal.Record) {
 	if rec.Sandbox == nil {
 		return
 	}
-	state, reason := hearth.Stopped, shown(err)
+	state, reason := hearth.Stopped, hearth.Shown(err)
 	if _, owner, ferr := a.shelf.Find(ctx, rec.Into); rec.Into != "" && ferr == nil && owner == rec.Sandbox.ID {
 		state, reason = hearth.Paused, "" // it was whole; Pause returns it again
 	}
 	a.log.Warn("a sandbox did not outlive the restart", "sandbox", rec.Sandbox.ID, "state", state, "err", err)
 	a.publish(rec.Sandbox.ID, rec.Sandbox.Generation, state, reason)
-}
-
-// shown is the part of an error that others may see.
-func shown(err error) string {
-	if e, ok := errors.AsType[*hearth.Error](err); ok {
-		return e.Msg
-	}
-	return "internal error"
 }
 
 // attach finds a machine and takes its slot.
