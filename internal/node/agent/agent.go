@@ -155,7 +155,7 @@ type Agent struct {
 	pools   *pool.Set[*machine]
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
-	endings sync.WaitGroup // machines that are taken down after their pause was answered; part of work
+	endings sync.WaitGroup // machines that are taken down behind an answer; part of work
 	short   bool           // the host is short of memory
 
 	poolMemory int64

@@ -9,5 +9,5 @@ func (a *Agent) Drop() {
 	a.end(errClosed())
 }
 
-// Settle waits until the machines of answered pauses are gone.
+// Settle waits until the machines are gone that are closed behind an answer.
 func (a *Agent) Settle() { a.endings.Wait() }

@@ -179,6 +179,17 @@ func (a *Agent) discard(ctx context.Context, mc *machine) {
 	a.log.Error("a machine cannot be taken down; it will be tried again", "machine", mc.id(), "err", err)
 }
 
+// dismiss takes a machine down behind the call that its sandbox needed it for. Who wants
+// the sandbox next waits until it is gone: unlock is called then.
+func (a *Agent) dismiss(ctx context.Context, mc *machine, unlock func()) {
+	a.endings.Add(1)
+	a.work.Go(func() {
+		defer a.endings.Done()
+		defer unlock()
+		a.discard(ctx, mc)
+	})
+}
+
 func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
 	if err := a.killMachine(ctx, mc); err != nil {
 		return err

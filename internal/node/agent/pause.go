@@ -136,12 +136,7 @@ func (a *Agent) pause(ctx context.Context, b *box, req node.PauseRequest, unlock
 		return nil, notFound(b.id)
 	}
 	a.log.Info("sandbox paused", "sandbox", b.id, "snapshot", snap.ID)
-	a.endings.Add(1)
-	a.work.Go(func() {
-		defer a.endings.Done()
-		defer unlock()
-		a.discard(ctx, b.mc)
-	})
+	a.dismiss(ctx, b.mc, unlock)
 	return snap, nil
 }
 

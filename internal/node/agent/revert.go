@@ -28,7 +28,6 @@ func (a *Agent) revert(ctx context.Context, b *box, p plan) (*node.Instance, err
 		a.resume(ctx, b)
 		return nil, err
 	}
-	a.discard(ctx, b.mc)
 	a.log.Info("sandbox reverted", "sandbox", b.id, "snapshot", p.restore.ID)
 	return inst, nil
 }

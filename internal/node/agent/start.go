@@ -124,7 +124,7 @@ func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instanc
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer func() { unlock() }()
 	if b := a.box(req.Sandbox.ID); b != nil {
 		switch {
 		case b.inst.Generation > req.Sandbox.Generation:
@@ -135,7 +135,12 @@ func (a *Agent) start(ctx context.Context, req node.StartRequest) (*node.Instanc
 			return &inst, nil
 		}
 		if req.Revert {
-			return a.revert(ctx, b, a.planOf(req))
+			inst, err := a.revert(ctx, b, a.planOf(req))
+			if err == nil {
+				a.dismiss(ctx, b.mc, unlock)
+				unlock = func() {}
+			}
+			return inst, err
 		}
 		if a.remove(b) {
 			a.discard(ctx, b.mc)
