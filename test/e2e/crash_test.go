@@ -90,9 +90,6 @@ func TestKilledAtEveryPoint(t *testing.T) {
 		if c.kill(at.deed, at.point) {
 			died[at.name]++
 		}
-		if t.Failed() {
-			t.Errorf("died in %s at %s", at.name, at.point)
-		}
 	}
 	t.Logf("seed %d: %d points, the server died at %v of them", seed, len(all), died)
 	if t.Failed() {
@@ -192,6 +189,11 @@ func (c *crashes) trace(d deed) []string {
 // False: the point did not come, as one that another run had met behind the call.
 func (c *crashes) kill(d deed, point string) bool {
 	c.t.Helper()
+	defer func() {
+		if c.t.Failed() { // also when the test ends here
+			c.t.Errorf("died in %s at %s", d.name, point)
+		}
+	}()
 	c.write(strings.NewReplacer(" ", "-", ".", "-").Replace(d.name + "-" + point))
 	must(c.t, d.prepare(c))
 	must(c.t, os.WriteFile(c.order, []byte(point), 0o600))
