@@ -193,7 +193,7 @@ func reserved(r *http.Request) bool {
 				return true
 			}
 			decoded, err := url.PathUnescape(p)
-			if err != nil {
+			if err != nil || decoded == p {
 				break
 			}
 			p = decoded
