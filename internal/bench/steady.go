@@ -101,11 +101,13 @@ func (r *run) transfers(ctx context.Context) ([]figure.Figure, error) {
 		if err != nil {
 			return err
 		}
-		return r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
-			for _, way := range []struct {
-				sb       *client.Sandbox
-				up, down *figure.Samples
-			}{{edge, up, down}, {direct, upRef, downRef}} {
+		ways := []struct {
+			sb       *client.Sandbox
+			up, down *figure.Samples
+		}{{edge, up, down}, {direct, upRef, downRef}}
+		return r.times(ctx, r.opts.Runs+1, func(ctx context.Context, i int) error {
+			for w := range ways {
+				way := ways[(i+w)%len(ways)] // each goes first as often as the other
 				began := time.Now()
 				if _, err := way.sb.Files.Write(ctx, "/home/user/bulk", bytes.NewReader(content)); err != nil {
 					return err
@@ -165,9 +167,10 @@ func (r *run) edgeLatency(ctx context.Context) ([]figure.Figure, error) {
 		}
 		return r.times(ctx, requests+warmups, func(ctx context.Context, i int) error {
 			var took [3]time.Duration
-			for w, sb := range ways {
+			for first := range ways {
+				w := (i + first) % len(ways) // each goes first as often as the others
 				began := time.Now()
-				if err := ping(ctx, sb); err != nil {
+				if err := ping(ctx, ways[w]); err != nil {
 					return err
 				}
 				took[w] = time.Since(began)
