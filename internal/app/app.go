@@ -97,6 +97,7 @@ type App struct {
 	team    *hearth.Team
 
 	leaving bool // opened to stop everything: no driver is missed
+	faults  faults
 }
 
 // open locks the data directory, makes the parts and recovers what an earlier
@@ -220,7 +221,7 @@ func (a *App) openNode(ctx context.Context) error {
 	}
 	byName := map[string]driver.Driver{}
 	for _, d := range a.drivers {
-		byName[d.Name()] = faultyDriver(d)
+		byName[d.Name()] = a.faults.driver(d)
 	}
 	if a.network, err = newNetwork(a.cfg, nodeTag(a.cfg.Data), a.opts.Log); err != nil {
 		return err
@@ -236,9 +237,9 @@ func (a *App) openNode(ctx context.Context) error {
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20, PoolCeiling: 1000, // of a template: config.PoolBounds
 		Blanks: a.cfg.Node.Blanks,
 	}, agent.Deps{
-		Drivers: byName, Network: faultyNetwork(a.network), Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
+		Drivers: byName, Network: a.faults.network(a.network), Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
-			return faultyGuest(nodeGuest{agentclient.New(dial, secret)})
+			return a.faults.guest(nodeGuest{agentclient.New(dial, secret)})
 		},
 	})
 	return a.agent.Open(ctx)
@@ -293,7 +294,7 @@ func binaryDigest(bin []byte) string {
 
 func (a *App) openControl(ctx context.Context) error {
 	a.control = control.New(control.Deps{
-		Store: faultyRows(a.db), Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
+		Store: a.faults.rows(a.db), Nodes: oneNode{a.agent}, Tokens: a.tokens, Shelf: a.shelf, Now: time.Now, Log: a.opts.Log,
 		Limits: control.Limits{Sandboxes: a.cfg.Sandbox.Max, MaxTimeout: a.cfg.Sandbox.MaxTimeout},
 		Unused: func(id hearth.SandboxID) (time.Time, bool) {
 			if e := a.traffic.Load(); e != nil {

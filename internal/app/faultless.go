@@ -9,10 +9,12 @@ import (
 	"hearth/internal/store"
 )
 
-// Where the crash tests' binary dies on command (faulty.go), this one has nothing.
+// faults is nothing: where the crash tests' binary dies on command (faulty.go), this
+// one goes on.
+type faults struct{}
 
-func faultyDriver(d driver.Driver) driver.Driver  { return d }
-func faultyNetwork(n agent.Network) agent.Network { return n }
-func faultyGuest(g agent.Guest) agent.Guest       { return g }
-func faultyBlobs(b blob.Local) blob.Local         { return b }
-func faultyRows(s store.Store) store.Store        { return s }
+func (faults) driver(d driver.Driver) driver.Driver  { return d }
+func (faults) network(n agent.Network) agent.Network { return n }
+func (faults) guest(g agent.Guest) agent.Guest       { return g }
+func (faults) blobs(b blob.Local) blob.Local         { return b }
+func (faults) rows(s store.Store) store.Store        { return s }

@@ -58,7 +58,7 @@ func (a *App) openShelf() error {
 		blobs, a.temp = apart.New(a.blobs, plain, shelf.Volatile), plain.Temp()
 		packing.AtOnce, packing.Cache = true, min(packing.Cache, room/2)
 	}
-	a.shelf = shelf.New(faultyBlobs(blobs)).WithArchive(packing)
+	a.shelf = shelf.New(a.faults.blobs(blobs)).WithArchive(packing)
 	return nil
 }
 

@@ -20,7 +20,7 @@ type Driver struct {
 
 // Start implements driver.Driver.
 func (d Driver) Start(ctx context.Context, spec driver.Spec) (m driver.Machine, err error) {
-	if d.path != "" {
+	if d.path() != "" {
 		d.note("machines", spec.ID)
 	}
 	err = d.around("driver.start", func() error {
@@ -39,7 +39,7 @@ func (d Driver) Prepare(ctx context.Context, spec driver.Spec) (b driver.Blank, 
 	if !able {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "driver %q prepares no machines", d.Name())
 	}
-	if d.path != "" {
+	if d.path() != "" {
 		d.note("machines", spec.ID)
 	}
 	err = d.around("driver.prepare", func() error {
@@ -87,12 +87,16 @@ type machine struct {
 
 // Freeze implements driver.Machine.
 func (m machine) Freeze(ctx context.Context) error {
-	return m.around("driver.freeze", func() error { return m.Machine.Freeze(ctx) })
+	return m.around("driver.freeze", func() error {
+		return m.uncut(func() error { return m.Machine.Freeze(ctx) })
+	})
 }
 
 // Thaw implements driver.Machine.
 func (m machine) Thaw(ctx context.Context) error {
-	return m.around("driver.thaw", func() error { return m.Machine.Thaw(ctx) })
+	return m.around("driver.thaw", func() error {
+		return m.uncut(func() error { return m.Machine.Thaw(ctx) })
+	})
 }
 
 // Checkpoint implements driver.Machine.
