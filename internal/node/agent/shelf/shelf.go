@@ -155,25 +155,41 @@ func (s *Shelf) Put(ctx context.Context, owner hearth.SandboxID, snap hearth.Sna
 		if !plain(name) || name == manifestName || name == removedName || name == packedName || name == SecretFile || strings.HasPrefix(name, notePrefix) {
 			return nil, hearth.Errorf(hearth.Internal, "driver %s wrote a file %q", c.Driver, name)
 		}
-		file := filepath.Join(c.Dir, name)
-		sum, n, err := digest(ctx, file)
+	}
+	// At once: what a file system commits for one file it commits for all.
+	var (
+		wg   sync.WaitGroup
+		errs = make([]error, len(c.Files))
+	)
+	snap.Files = make([]hearth.File, len(c.Files))
+	for i, name := range c.Files {
+		wg.Go(func() { snap.Files[i], errs[i] = s.take(ctx, snap.ID, c.Dir, name) })
+	}
+	wg.Wait()
+	for _, err := range errs {
 		if err != nil {
 			return nil, err
 		}
-		f := hearth.File{Name: name, Blob: prefix(snap.ID) + name, Bytes: n, Stored: stored(file, n), SHA256: sum}
-		if err := s.blobs.Adopt(ctx, f.Blob, file); err != nil {
-			return nil, DiskError(err, "the snapshot cannot be kept")
-		}
-		if err := s.proofs.written(ctx, s.blobs, f); err != nil {
-			return nil, err
-		}
-		snap.Files = append(snap.Files, f)
 	}
 	if err := s.enter(ctx, manifest{Sandbox: owner, Snapshot: snap}, ""); err != nil {
 		return nil, err
 	}
 	s.nudge()
 	return &snap, nil
+}
+
+// take makes one file of a checkpoint one of a snapshot.
+func (s *Shelf) take(ctx context.Context, id hearth.SnapshotID, dir, name string) (hearth.File, error) {
+	file := filepath.Join(dir, name)
+	sum, n, err := digest(ctx, file)
+	if err != nil {
+		return hearth.File{}, err
+	}
+	f := hearth.File{Name: name, Blob: prefix(id) + name, Bytes: n, Stored: stored(file, n), SHA256: sum}
+	if err := s.blobs.Adopt(ctx, f.Blob, file); err != nil {
+		return hearth.File{}, DiskError(err, "the snapshot cannot be kept")
+	}
+	return f, s.proofs.written(ctx, s.blobs, f)
 }
 
 // base notes in snap what the checkpoint refers to.
