@@ -13,6 +13,7 @@ import (
 	"hearth/internal/node/agent/journal"
 	"hearth/internal/node/agent/shelf"
 	"hearth/internal/node/agent/turn"
+	"hearth/internal/trace"
 )
 
 // Pause takes a sandbox's snapshot and ends its machine. Asked again with the
@@ -248,6 +249,7 @@ func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest, w
 	if err := b.mc.live.Freeze(ctx); err != nil {
 		return nil, err
 	}
+	defer trace.Begin(ctx, "agent.checkpoint")()
 	dir := a.dir("checkpoint", b.mc.id())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, shelf.DiskError(err, "the checkpoint's directory cannot be made")
@@ -261,6 +263,7 @@ func (a *Agent) capture(ctx context.Context, b *box, how guest.QuiesceRequest, w
 
 // keepFiles makes a snapshot of a checkpoint.
 func (a *Agent) keepFiles(ctx context.Context, b *box, snap *hearth.Snapshot, c *driver.Checkpoint) (*hearth.Snapshot, error) {
+	defer trace.Begin(ctx, "agent.keep")()
 	caps, _ := a.capabilities(c.Driver)
 	snap.Memory = caps.MemorySnapshot && !c.FilesOnly
 	return a.shelf.Put(ctx, b.id, *snap, c)
