@@ -3,6 +3,8 @@
 package gvisor
 
 import (
+	"gvisor.dev/gvisor/pkg/sentry/pgalloc"
+	"gvisor.dev/gvisor/pkg/state"
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/boot"
 	"gvisor.dev/gvisor/runsc/container"
@@ -18,8 +20,8 @@ const (
 	pageFormat = "+cow.1"
 )
 
-// startQuickly makes this process start its sandbox as the patches can, if it is one.
-func startQuickly() { boot.Quick = true }
+// startQuickly makes this process start and save its sandbox as the patches can, if it is one.
+func startQuickly() { boot.Quick, pgalloc.QuickSave, state.QuickSave = true, true, true }
 
 // setMemory tells a created sandbox where its pages come from.
 func setMemory(c *container.Container, m launcher.Memory) {
