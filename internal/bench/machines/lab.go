@@ -206,6 +206,25 @@ func (m *machine) unseal(ctx context.Context) error {
 	return m.agent.Init(ctx, guest.InitRequest{Now: time.Now(), Seed: seed, SandboxID: subjectID, TemplateID: subjectID, User: "user"})
 }
 
+// synced writes the files of a checkpoint to the disk, which drivers leave to
+// whoever keeps it.
+func synced(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		f, err := os.Open(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // group is the machine's control group, below the hierarchies' roots.
 func (m *machine) group() string { return filepath.Join(m.lab.cfg.Node.Cgroup, m.Handle().ID) }
 

@@ -177,6 +177,9 @@ func (s *subject) checkpoint(ctx context.Context, m *machine) (c *driver.Checkpo
 	if err = m.Freeze(ctx); err == nil {
 		c, err = m.Checkpoint(ctx, dir)
 	}
+	if err == nil {
+		err = synced(dir)
+	}
 	took = time.Since(began)
 	if err == nil {
 		bytes, err = written(dir)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -97,7 +96,7 @@ func (m *machine) manifest() (manifest, error) {
 }
 
 // write adds the manifest to the files that gVisor wrote, and makes all of them
-// durable.
+// private, and nobody's to change: machines may map them for as long as they run.
 func (man manifest) write(dir string, files ...string) error {
 	if slices.Contains(files, pagesFile) {
 		info, err := os.Stat(filepath.Join(dir, pagesFile))
@@ -113,32 +112,12 @@ func (man manifest) write(dir string, files ...string) error {
 	if err := os.WriteFile(filepath.Join(dir, manifestFile), raw, 0o600); err != nil {
 		return err
 	}
-	return syncAll(dir, append(files, manifestFile, "."))
-}
-
-// syncAll makes a checkpoint survive a power cut, private, and nobody's to
-// change: machines may map it for as long as they run.
-func syncAll(dir string, names []string) error {
-	var (
-		wg   sync.WaitGroup
-		errs = make([]error, len(names)) // the disk takes all at once in the time of the longest
-	)
-	for i, name := range names {
-		wg.Go(func() { errs[i] = syncOne(dir, name) })
+	for _, name := range append(files, manifestFile) {
+		if err := os.Chmod(filepath.Join(dir, name), 0o400); err != nil {
+			return err
+		}
 	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-func syncOne(dir, name string) error {
-	f, err := os.Open(filepath.Join(dir, name))
-	if err != nil {
-		return err
-	}
-	if name != "." {
-		err = f.Chmod(0o400)
-	}
-	return errors.Join(err, f.Sync(), f.Close())
+	return nil
 }
 
 // origin decides what a machine is made of, and refuses a checkpoint that does

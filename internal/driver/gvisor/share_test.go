@@ -23,6 +23,7 @@ func evict(t *testing.T, path string) {
 	f, err := os.Open(path)
 	must(t, err)
 	defer f.Close()
+	must(t, f.Sync()) // pages that are not written yet stay
 	must(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
 }
 
