@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -29,7 +30,7 @@ const (
 //
 // `PROGRAM runsc ARGS` is gVisor's own command line, the reference of benchmarks:
 // as it is published, but for the patches that make a running sandbox's system calls
-// cheaper (patch/README.md: 7, 8). With `PROGRAM runsc --precompiled ARGS` it uses the
+// cheaper, and its state (patch/README.md: 7, 8, 10). With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {
@@ -64,6 +65,7 @@ func runSentry(args []string) {
 	stampVersion()
 	if !slices.Contains(args, stockFlag) {
 		startQuickly()
+		runtime.MemProfileRate = 0 // nobody asks a sandbox for one, and each sample walks a stack
 		if err := installPrograms(); err != nil {
 			fmt.Fprintln(os.Stderr, "seccomp programs of this build are damaged:", err)
 			os.Exit(128)

@@ -36,6 +36,7 @@ func installPrograms() error {
 	}
 	filter.ListPrecompiled() // makes the map, once and empty
 	maps.Copy(precompiledPrograms, ready)
+	installStubs(ready)
 	return nil
 }
 

@@ -3,7 +3,9 @@
 package gvisor
 
 import (
+	"gvisor.dev/gvisor/pkg/seccomp/precompiledseccomp"
 	"gvisor.dev/gvisor/pkg/sentry/pgalloc"
+	"gvisor.dev/gvisor/pkg/sentry/platform/systrap"
 	"gvisor.dev/gvisor/pkg/state"
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/boot"
@@ -21,7 +23,12 @@ const (
 )
 
 // startQuickly makes this process start and save its sandbox as the patches can, if it is one.
-func startQuickly() { boot.Quick, pgalloc.QuickSave, state.QuickSave = true, true, true }
+func startQuickly() {
+	boot.Quick, state.Quick, state.QuickSave, pgalloc.QuickSave = true, true, true, true
+}
+
+// installStubs gives the platform the programs of its own processes that are among ready ones.
+func installStubs(ready map[string]precompiledseccomp.Program) { systrap.Programs = ready }
 
 // setMemory tells a created sandbox where its pages come from.
 func setMemory(c *container.Container, m launcher.Memory) {

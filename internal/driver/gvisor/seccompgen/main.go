@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/gob"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -32,6 +33,11 @@ func generate(out string) error {
 	if err != nil {
 		return err
 	}
+	own, err := stubs()
+	if err != nil {
+		return err
+	}
+	maps.Copy(ready, own)
 	var buf bytes.Buffer
 	if err := gob.NewEncoder(&buf).Encode(ready); err != nil {
 		return err
