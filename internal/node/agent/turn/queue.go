@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"time"
 
 	"hearth/internal/hearth"
 )
@@ -26,6 +27,8 @@ type Queue struct {
 	limit   int // users that may wait
 	waiting [2]*list.List
 	active  int
+	users   int           // that wait or start
+	calm    chan struct{} // closed when there are none again; nil while there are none
 }
 
 // NewQueue returns a queue for width starts at once, and limit users that wait.
@@ -43,8 +46,9 @@ func (q *Queue) Enter(ctx context.Context, u Urgency) (leave func(), err error) 
 	if q.free > 0 && q.waiting[User].Len() == 0 && (u == User || q.waiting[Background].Len() == 0) {
 		q.free--
 		q.active++
+		q.came(u)
 		q.mu.Unlock()
-		return q.leave, nil
+		return func() { q.leave(u) }, nil
 	}
 	line := q.waiting[u]
 	if n := line.Len(); u == User && n >= q.limit {
@@ -54,28 +58,73 @@ func (q *Queue) Enter(ctx context.Context, u Urgency) (leave func(), err error) 
 	}
 	turn := make(chan struct{})
 	at := line.PushBack(turn)
+	q.came(u)
 	q.mu.Unlock()
 
 	select {
 	case <-turn:
-		return q.leave, nil
+		return func() { q.leave(u) }, nil
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
 	select {
 	case <-turn: // it was granted meanwhile: pass it on
 		q.mu.Unlock()
-		q.leave()
+		q.leave(u)
 	default:
 		line.Remove(at)
+		q.went(u)
 		q.mu.Unlock()
 	}
 	return nil, Ended(ctx)
 }
 
-func (q *Queue) leave() {
+// came and went count the users.
+func (q *Queue) came(u Urgency) {
+	if u != User {
+		return
+	}
+	if q.users++; q.users == 1 {
+		q.calm = make(chan struct{})
+	}
+}
+
+func (q *Queue) went(u Urgency) {
+	if u != User {
+		return
+	}
+	if q.users--; q.users == 0 {
+		close(q.calm)
+		q.calm = nil
+	}
+}
+
+// patience is how long what is made to wait gives way to users' starts. It costs more than
+// what is started at once, and a host that has more starts than it can make ready had
+// better start them; but a start may also wait for what is not on the host yet.
+const patience = time.Second
+
+// Calm waits until no user's start waits or is under way, for a second at most.
+func (q *Queue) Calm(ctx context.Context) {
+	q.mu.Lock()
+	calm := q.calm
+	q.mu.Unlock()
+	if calm == nil {
+		return
+	}
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	select {
+	case <-calm:
+	case <-over.C:
+	case <-ctx.Done():
+	}
+}
+
+func (q *Queue) leave(u Urgency) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.went(u)
 	for _, line := range q.waiting {
 		if first := line.Front(); first != nil {
 			line.Remove(first)
