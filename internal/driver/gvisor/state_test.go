@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -78,11 +79,11 @@ func (s *saved2) StateLoad(_ context.Context, from state.Source) {
 	from.Load(1, &s.B)
 }
 
-// registered makes gVisor know the types. It knows them for the rest of the process.
-func registered() {
+// registered makes gVisor know the types, which it does for the rest of the process.
+var registered = sync.OnceFunc(func() {
 	state.Register((*saved)(nil))
 	state.Register((*saved2)(nil))
-}
+})
 
 func sample() *saved {
 	rnd := rand.New(rand.NewPCG(1, 2))
