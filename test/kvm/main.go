@@ -102,15 +102,36 @@ func (o options) choose() []suite {
 	return chosen
 }
 
-// test builds the emulated host, boots it and judges what it says.
+// test runs the suites, and once more what failed in them for nothing but panics of
+// guests' kernels. The emulated processor is to blame for those: seen once in some
+// hundred boots, with the kernel's GS base in both of its registers on the way from
+// user code into the kernel. A panic that has a cause of ours comes again.
 func test(ctx context.Context, o options) error {
-	chosen := o.choose()
-	if len(chosen) == 0 {
+	if len(o.choose()) == 0 {
 		return fmt.Errorf("there is no suite %q", o.only)
 	}
+	j, err := attempt(ctx, o)
+	suite, cases := j.panicked()
+	if err == nil || cases == "" || ctx.Err() != nil {
+		return err
+	}
+	fmt.Printf("==> once more, since guests' kernels panicked: %s %s\n", suite, cases)
+	o.only, o.cases = suite, cases
+	_, err = attempt(ctx, o)
+	return err
+}
+
+// attempt builds the emulated host, boots it and judges what it says.
+func attempt(ctx context.Context, o options) (*judge, error) {
+	chosen := o.choose()
+	var names []string
+	for _, s := range chosen {
+		names = append(names, s.name)
+	}
+	j := newJudge(names)
 	dir, err := os.MkdirTemp("", "hearth-kvm-")
 	if err != nil {
-		return err
+		return j, err
 	}
 	if o.keep {
 		fmt.Println("files of the emulated host:", dir)
@@ -120,15 +141,10 @@ func test(ctx context.Context, o options) error {
 	began := time.Now()
 	kernel, err := build(ctx, dir, o)
 	if err != nil {
-		return err
+		return j, err
 	}
 	fmt.Printf("==> emulated host: built in %.1f s; booting kernel %s\n", time.Since(began).Seconds(), kernel.Release)
 	began = time.Now()
-	var names []string
-	for _, s := range chosen {
-		names = append(names, s.name)
-	}
-	j := newJudge(names)
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("it was not done within %s", o.timeout))
 	defer cancel()
 	err = boot(ctx, machine{
@@ -146,7 +162,7 @@ func test(ctx context.Context, o options) error {
 	for _, name := range j.skipped {
 		fmt.Println("skipped:", name)
 	}
-	return errors.Join(j.verdict(), err)
+	return j, errors.Join(j.verdict(), err)
 }
 
 // build makes the files of the emulated host in dir and returns its kernel.
