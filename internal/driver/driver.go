@@ -76,8 +76,8 @@ type Machine interface {
 
 	// Checkpoint writes a frozen machine's memory and writes into dir, which
 	// exists and is empty. The machine stays frozen and can be thawed. Files
-	// need not be synced to disk: the machine stands still, and who keeps them
-	// syncs them. After an error dir's content is the caller's to remove.
+	// need not be synced to disk: who keeps them syncs them before answering
+	// for them. After an error dir's content is the caller's to remove.
 	// A machine restored from a checkpoint may refer to it as the new one's Base.
 	Checkpoint(ctx context.Context, dir string) (*Checkpoint, error)
 

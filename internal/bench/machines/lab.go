@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/app"
@@ -206,23 +207,29 @@ func (m *machine) unseal(ctx context.Context) error {
 	return m.agent.Init(ctx, guest.InitRequest{Now: time.Now(), Seed: seed, SandboxID: subjectID, TemplateID: subjectID, User: "user"})
 }
 
-// synced writes the files of a checkpoint to the disk, which drivers leave to
-// whoever keeps it.
+// synced writes the files of a checkpoint to the disk, all at once, and then their
+// directory: drivers leave that to whoever keeps the checkpoint.
 func synced(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
+	var all errgroup.Group
 	for _, e := range entries {
-		f, err := os.Open(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return err
-		}
+		all.Go(func() error { return syncFile(filepath.Join(dir, e.Name())) })
 	}
-	return nil
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	return syncFile(dir)
+}
+
+func syncFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // group is the machine's control group, below the hierarchies' roots.

@@ -30,7 +30,7 @@ const (
 //
 // `PROGRAM runsc ARGS` is gVisor's own command line, the reference of benchmarks:
 // as it is published, but for the patches that make a running sandbox's system calls
-// cheaper, and its state (patch/README.md: 7, 8, 10). With `PROGRAM runsc --precompiled ARGS` it uses the
+// cheaper, and its state (patch/README.md: 7, 8, 11). With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -163,10 +164,15 @@ func grown(r *rand.Rand) (*forest, []*leaf) {
 	return f, leaves
 }
 
-func TestQuickSaveOfObjects(t *testing.T) {
+// registerForest makes gVisor know the types, which it does for the rest of the process.
+var registerForest = sync.OnceFunc(func() {
 	for _, typ := range []state.Type{new(leaf), new(trunk), new(tree), new(forest), new(fruit), new(pollen)} {
 		state.Register(typ)
 	}
+})
+
+func TestQuickSaveOfObjects(t *testing.T) {
+	registerForest()
 	save := func(f *forest) []byte {
 		var b bytes.Buffer
 		_, err := state.Save(t.Context(), &b, f)
@@ -202,7 +208,8 @@ func TestQuickSaveOfObjects(t *testing.T) {
 }
 
 // pages fills memory with pages that were written, zeroed, given back or never
-// touched, and returns what a save of it writes: pages and what says where they are.
+// touched, saves it, takes some away, and returns what the next save writes: pages and
+// what says where they are.
 func pages(t *testing.T, seed uint64) (content, meta []byte) {
 	t.Helper()
 	fd, err := unix.MemfdCreate("pages", unix.MFD_CLOEXEC)
@@ -237,6 +244,20 @@ func pages(t *testing.T, seed uint64) (content, meta []byte) {
 			off += run
 		}
 	}
+	savedPages(t, mf, seed) // after it, pages are known to be there or not
+	for range 3 {
+		run := uint64(1+r.IntN(90)) * hostarch.PageSize
+		off := uint64(r.IntN(400)) * hostarch.PageSize
+		if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(run)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return savedPages(t, mf, seed)
+}
+
+// savedPages saves memory and returns what that writes.
+func savedPages(t *testing.T, mf *pgalloc.MemoryFile, seed uint64) (content, meta []byte) {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "pages.img")
 	out, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -23,8 +23,10 @@ var programs embed.FS
 var precompiledPrograms map[string]precompiledseccomp.Program
 
 // installPrograms gives the sandbox process its ready seccomp filters. The key
-// of a program names everything the filter depends on, so a program that does
-// not fit this build is never found, and gVisor compiles its own as before.
+// of a sandbox's program names everything the filter depends on, so a program that does
+// not fit this build is never found, and gVisor compiles its own as before. Those of
+// the platform's own processes depend on gVisor's version and patches alone: whoever changes
+// these has to generate again, as make does each time.
 func installPrograms() error {
 	raw, err := programs.ReadFile("programs/programs.gob")
 	if err != nil {

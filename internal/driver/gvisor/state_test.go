@@ -89,12 +89,14 @@ func sample() *saved {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	root := &saved{
 		Yes: true, I: math.MinInt, I64: math.MaxInt64, I32: math.MinInt32, I16: math.MinInt16, U8: 255, U16: math.MaxUint16, U32: math.MaxUint32,
-		U64: math.MaxUint64, F: math.Pi, Named: 1 << 31, Text: strings.Repeat("text", 20_000), Bytes: []byte{0, 127, 128, 255},
+		U64: math.MaxUint64, F: math.Pi, Named: 1 << 31, Text: strings.Repeat("text", 200_000), Bytes: []byte{0, 127, 128, 255},
 		Row: [3]saved2{{1, 2}, {3, 4}, {5, 6}}, By: map[string]*saved2{}, Any: &saved2{7, 8},
 	}
 	root.Second = &root.Row[1]
 	for i := range 1000 {
 		root.List = append(root.List, &saved2{rnd.Uint64() >> (i % 64), uint64(i)})
+	}
+	for i := range 300_000 { // more than the reader's buffer holds, several times
 		root.Long = append(root.Long, rnd.Uint64()>>(i%64))
 	}
 	root.By["first"], root.By[""] = root.List[0], root.Second

@@ -151,7 +151,7 @@ func (a *Agent) fill(ctx context.Context, p *pool.Pool[*machine], pl plan) {
 	}
 }
 
-// inBackground waits until no user's start goes before; then there is a limit of time.
+// inBackground gives way to users' starts (turn.Queue.Calm); then there is a limit of time.
 func (a *Agent) inBackground(ctx context.Context) (_ context.Context, done func(), err error) {
 	a.queue.Calm(ctx)
 	leave, err := a.queue.Enter(ctx, turn.Background)

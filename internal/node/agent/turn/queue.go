@@ -104,7 +104,8 @@ func (q *Queue) went(u Urgency) {
 // better start them; but a start may also wait for what is not on the host yet.
 const patience = time.Second
 
-// Calm waits until no user's start waits or is under way, for a second at most.
+// Calm waits until no user's start waits or is under way, for a second at most. To Enter
+// may take longer.
 func (q *Queue) Calm(ctx context.Context) {
 	q.mu.Lock()
 	calm := q.calm
