@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 )
 
@@ -23,14 +22,12 @@ type judge struct {
 	skipped []string          // tests, with the reason
 	test    string            // whose lines come now
 	said    map[string]string // what each test said last: of one that is skipped, the reason
-	failed  [][2]string       // suites and tests
-	panics  map[string]bool   // which tests told of the panic of a guest's kernel
 	done    bool
 	last    []string // of the console, outside of suites: what explains a crash
 }
 
 func newJudge(want []string) *judge {
-	return &judge{want: want, ended: map[string]string{}, passed: map[string]int{}, said: map[string]string{}, panics: map[string]bool{}}
+	return &judge{want: want, ended: map[string]string{}, passed: map[string]int{}, said: map[string]string{}}
 }
 
 // hear takes one line and returns what of it a person wants to see.
@@ -71,13 +68,6 @@ func (j *judge) listen(text string) {
 		j.skipped = append(j.skipped, fmt.Sprintf("%s: %s: %s", j.running, name, j.said[j.running+name]))
 		return
 	}
-	if verdict, ok := strings.CutPrefix(text, "--- FAIL: "); ok {
-		name, _, _ := strings.Cut(verdict, " ")
-		j.failed = append(j.failed, [2]string{j.running, name})
-	}
-	if strings.Contains(text, "Kernel panic - not syncing") {
-		j.panics[j.running+j.test] = true
-	}
 	if !strings.HasPrefix(text, "--- ") {
 		j.said[j.running+j.test] = text
 	}
@@ -98,37 +88,14 @@ func (j *judge) note(words []string) (string, bool) {
 	return "", false
 }
 
-// panicked returns the suite and, as a regular expression, those of its cases that
-// failed, if every failure was the panic of a guest's kernel in a case of one test of that
-// suite. Case heat is among them: it makes what the others start from.
-func (j *judge) panicked() (suite, cases string) {
-	var within string
-	names := []string{"heat"}
-	for _, f := range j.failed {
-		test, name, isCase := strings.Cut(f[1], "/")
-		switch {
-		case within == "":
-			suite, within = f[0], test
-		case f[0] != suite || test != within:
-			return "", ""
-		}
-		if !isCase {
-			continue
-		}
-		if !j.panics[f[0]+f[1]] {
-			return "", ""
-		}
-		names = append(names, regexp.QuoteMeta(name))
-	}
+// failed returns the suites that did not run to their end and pass.
+func (j *judge) failed() (names []string) {
 	for _, name := range j.want {
-		if end := j.ended[name]; end != "ok" && (name != suite || end == "") {
-			return "", "" // it crashed, or did not run
+		if j.ended[name] != "ok" || j.passed[name] == 0 {
+			names = append(names, name)
 		}
 	}
-	if len(names) == 1 || !j.done {
-		return "", ""
-	}
-	return suite, fmt.Sprintf("^%s$/^(%s)$", within, strings.Join(names, "|"))
+	return names
 }
 
 // verdict is nil if every suite ran to its end and passed, and the host went off

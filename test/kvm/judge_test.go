@@ -20,23 +20,27 @@ func TestJudge(t *testing.T) {
 		return out
 	}
 	for name, test := range map[string]struct {
-		lines []string
-		want  string // in the error; empty: no error
+		lines  []string
+		want   string // in the error; empty: no error
+		failed string
 	}{
-		"all is well":        {whole, ""},
-		"nothing":            {nil, "suite a did not run"},
-		"a failed":           {with("end a ok", "end a failed exit status 1"), "suite a failed exit status 1"},
-		"b never ran":        {whole[:7], "suite b did not run"},
-		"crash in b":         {whole[:9], "suite b did not end"},
-		"end is missing":     {with("HEARTH-KVM done", ""), "its last words:\n\t[    0.1] Linux"},
-		"no test passed":     {with("--- PASS", "--- SKIP"), "suite a passed without a test"},
-		"not the suite's ok": {with("HEARTH-KVM end a ok", "end a ok"), "suite a did not run"},
+		"all is well":        {whole, "", ""},
+		"nothing":            {nil, "suite a did not run", "a b"},
+		"a failed":           {with("end a ok", "end a failed exit status 1"), "suite a failed exit status 1", "a"},
+		"b never ran":        {whole[:7], "suite b did not run", "b"},
+		"crash in b":         {whole[:9], "suite b did not end", "b"},
+		"end is missing":     {with("HEARTH-KVM done", ""), "its last words:\n\t[    0.1] Linux", ""},
+		"no test passed":     {with("--- PASS", "--- SKIP"), "suite a passed without a test", "a b"},
+		"not the suite's ok": {with("HEARTH-KVM end a ok", "end a ok"), "suite a did not run", "a"},
 	} {
 		j := newJudge([]string{"a", "b"})
 		for _, l := range test.lines {
 			j.hear(l)
 		}
 		err := j.verdict()
+		if failed := strings.Join(j.failed(), " "); failed != test.failed {
+			t.Errorf("%s: failed are %q, want %q", name, failed, test.failed)
+		}
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
@@ -70,37 +74,5 @@ func TestJudgeShowsWhatMatters(t *testing.T) {
 	const skipped = "a: TestX: x_test.go:1: no tools"
 	if len(j.skipped) != 1 || j.skipped[0] != skipped {
 		t.Errorf("skipped %q, want %q", j.skipped, skipped)
-	}
-}
-
-// Only what failed for the panics of guests' kernels alone is run once more.
-func TestJudgeKnowsPanics(t *testing.T) {
-	const panics = `    x_test.go:1: its console says "Kernel panic - not syncing: Fatal exception"; the end`
-	verdicts := []string{"--- FAIL: TestX (1s)", "    --- PASS: TestX/heat (1s)", "    --- FAIL: TestX/one (0s)", "    --- FAIL: TestX/two (0s)"}
-	whole := func(one, two string) []string {
-		lines := []string{"HEARTH-KVM begin a", "=== RUN   TestX", "=== RUN   TestX/heat", "=== RUN   TestX/one", one, "=== RUN   TestX/two", two}
-		return append(append(lines, verdicts...), "FAIL", "HEARTH-KVM end a failed: exit status 1 after 2 s",
-			"HEARTH-KVM begin b", "--- PASS: TestY (1s)", "HEARTH-KVM end b ok", "HEARTH-KVM done")
-	}
-	both := whole(panics, panics)
-	for name, test := range map[string]struct {
-		lines []string
-		want  string
-	}{
-		"both panicked":     {both, "a ^TestX$/^(heat|one|two)$"},
-		"one did not":       {whole(panics, "    x_test.go:2: wrong"), " "},
-		"all is well":       {[]string{"HEARTH-KVM begin a", "--- PASS: TestX (1s)", "HEARTH-KVM end a ok", "HEARTH-KVM begin b", "HEARTH-KVM end b ok", "HEARTH-KVM done"}, " "},
-		"the host crashed":  {both[:len(both)-2], " "},
-		"it has no end":     {both[:len(both)-1], " "},
-		"no case failed":    {[]string{"HEARTH-KVM begin a", "--- FAIL: TestX (1s)", "HEARTH-KVM end a failed: exit status 1", "HEARTH-KVM begin b", "HEARTH-KVM end b ok", "HEARTH-KVM done"}, " "},
-		"another suite too": {append(both[:len(both)-3:len(both)-3], "--- FAIL: TestY (1s)", "HEARTH-KVM end b failed: exit status 1", "HEARTH-KVM done"), " "},
-	} {
-		j := newJudge([]string{"a", "b"})
-		for _, l := range test.lines {
-			j.hear(l)
-		}
-		if suite, cases := j.panicked(); suite+" "+cases != test.want {
-			t.Errorf("%s: %q of %q, want %q", name, cases, suite, test.want)
-		}
 	}
 }

@@ -44,8 +44,9 @@ type job struct {
 
 // tree is the root file system of the emulated host while it is put together.
 type tree struct {
-	dir  string
-	host string // of microvmtest.HostEnv
+	dir   string
+	host  string   // of microvmtest.HostEnv
+	flags []string // of test binaries
 }
 
 // programs are taken from this host, with their libraries.
@@ -115,7 +116,7 @@ func (t *tree) suites(ctx context.Context, chosen []suite) error {
 		}
 		jobs = append(jobs, job{
 			Name: s.name,
-			Argv: []string{out, "-test.v", "-test.run", s.run, "-test.timeout", s.timeout.String()},
+			Argv: append([]string{out, "-test.v", "-test.run", s.run, "-test.timeout", s.timeout.String()}, t.flags...),
 			Env: []string{
 				"PATH=/usr/sbin:/usr/bin", "HOME=/root", "TMPDIR=/tmp", microvmtest.HostEnv + "=" + t.host, microvmtest.Env + "=" + labDir,
 			},
