@@ -33,9 +33,14 @@ bin/hearth: guest init seccomp FORCE
 gvisor:
 	@$(PATCHED)
 
+# Every sandbox has the guest daemon in memory, so it is built small: without HTTP/2, which it
+# does not speak, and without inlining in what it rarely runs. docs/PERFORMANCE.md, "What the guest daemon holds".
+SELDOM := crypto/... vendor/... encoding/asn1 math/big google.golang.org/protobuf/... regexp/...
+SMALL := -tags nethttpomithttp2 $(foreach p,$(SELDOM),-gcflags=$(p)=-l)
+
 guest:
 	@echo "==> building the guest daemon"
-	@go build -trimpath -ldflags '-s -w' -o internal/guest/embedded/bin/hearth-guest ./cmd/hearth-guest
+	@go build -trimpath $(SMALL) -ldflags '-s -w' -o internal/guest/embedded/bin/hearth-guest ./cmd/hearth-guest
 
 init:
 	@echo "==> building the first program of virtual machines"

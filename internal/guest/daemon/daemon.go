@@ -164,11 +164,12 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// server makes a server that waits for slow users but not for slow headers.
+// server makes a server that waits for slow users but not for slow headers. It speaks
+// HTTP/1 alone, as the edge and the host do with it, whatever their own clients speak:
+// HTTP/2 would be a twentieth of the program.
 func (d *Daemon) server(h http.Handler) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader, Protocols: protocols, ConnState: d.conns.track,
