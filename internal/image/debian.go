@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,9 +41,12 @@ type DebianSpec struct {
 
 const maxSpec = 500 // names in each list of a DebianSpec
 
+// Compiled when used, not whenever a sandbox executes this program: 1 ms.
 var (
-	debianNameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`)
-	pythonSpecRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
+	debianNameRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`) })
+	pythonSpecRE = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
+	})
 )
 
 // NewDebian checks the names. cache keeps the unpacked packages, so that two
@@ -56,9 +60,9 @@ func NewDebian(cache *Cache, spec DebianSpec) (*Debian, error) {
 		list        []string
 		re          *regexp.Regexp
 	}{
-		{"packages", "the name of a Debian package", d.spec.Packages, debianNameRE},
-		{"python", "a requirement such as name>=1.2,<2", d.spec.Python, pythonSpecRE},
-		{"drop", "the name of a Python package", d.spec.Drop, pythonSpecRE},
+		{"packages", "the name of a Debian package", d.spec.Packages, debianNameRE()},
+		{"python", "a requirement such as name>=1.2,<2", d.spec.Python, pythonSpecRE()},
+		{"drop", "the name of a Python package", d.spec.Drop, pythonSpecRE()},
 	} {
 		if len(l.list) > maxSpec {
 			return nil, hearth.Errorf(hearth.InvalidArgument, "%s: %d names are more than the %d allowed", l.field, len(l.list), maxSpec)
