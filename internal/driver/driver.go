@@ -101,6 +101,14 @@ type Rester interface {
 	Rest(ctx context.Context) error
 }
 
+// Resting is how a machine waits for long: by its Rest, or frozen when it has none.
+func Resting(m Machine) func(context.Context) error {
+	if able, is := m.(Rester); is {
+		return able.Rest
+	}
+	return m.Freeze
+}
+
 // A FileKeeper is a Machine that can keep its files without its memory.
 type FileKeeper interface {
 	// CheckpointFiles is Checkpoint that leaves out memory and processes: a machine

@@ -66,9 +66,7 @@ func (a *Agent) step(mc *machine, name string, f func() error) error {
 
 // within returns a context that also ends when the guest has ended.
 func (mc *machine) within(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(mc.life, func() { cancel(context.Cause(mc.life)) })
-	return ctx, func() { stop(); cancel(nil) }
+	return turn.Within(ctx, mc.life)
 }
 
 // guestOf returns a client of the machine's daemon; of a machine in a pool

@@ -189,14 +189,17 @@ func (a *Agent) settlePaused(ctx context.Context, mc *machine) error {
 	if err := g.Ready(ctx); err != nil {
 		return turn.Because(ctx, err)
 	}
-	if err := g.Rehearse(ctx); err != nil && ctx.Err() == nil {
-		a.log.Debug("a machine of the pool was not rehearsed", "machine", mc.id(), "err", err)
+	a.mu.Lock()
+	scarce := a.queue.Busy() && a.pools.Ready()[mc.Snapshot()] == 0
+	a.mu.Unlock()
+	rest := mc.live.Freeze
+	if !scarce { // else it will hardly wait, and there is other work for the processors
+		rest = driver.Resting(mc.live)
+		if err := g.Rehearse(ctx); err != nil && ctx.Err() == nil {
+			a.log.Debug("a machine of the pool was not rehearsed", "machine", mc.id(), "err", err)
+		}
 	}
-	freeze := mc.live.Freeze
-	if able, is := mc.live.(driver.Rester); is {
-		freeze = able.Rest
-	}
-	if err := freeze(ctx); err != nil {
+	if err := rest(ctx); err != nil {
 		return turn.Because(ctx, err)
 	}
 	u, err := mc.live.Usage(ctx)

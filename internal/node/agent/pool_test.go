@@ -157,6 +157,42 @@ func TestPoolRehearses(t *testing.T) {
 	}
 }
 
+// TestPoolThatIsEmptySavesRehearsals: a machine that is made while a user's start is under
+// way and none is ready will hardly wait, so it is not prepared for that.
+func TestPoolThatIsEmptySavesRehearsals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPooling(t, agent.Config{Starts: 3, PoolFills: 1, PoolCeiling: 2})
+		gates := map[string]chan struct{}{"guest.ready": make(chan struct{}), "guest.init": make(chan struct{})}
+		var rehearsed atomic.Int32
+		p.on(func(_ context.Context, op string) error {
+			if op == "guest.rehearse" {
+				rehearsed.Add(1)
+			}
+			if gate := gates[op]; gate != nil {
+				<-gate
+			}
+			return nil
+		})
+		p.keep(2) // the first is restored
+		var user sync.WaitGroup
+		user.Go(func() { p.start(p.a, p.request()) })
+		synctest.Wait()
+		close(gates["guest.ready"])
+		synctest.Wait() // the second gives way for a while
+		if ready := p.a.Stats().Pooled; ready != 1 || rehearsed.Load() != 0 {
+			t.Fatalf("%d machines ready after %d rehearsals, want 1 and none", ready, rehearsed.Load())
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if ready := p.a.Stats().Pooled; ready != 2 || rehearsed.Load() != 1 {
+			t.Fatalf("%d machines ready after %d rehearsals, want 2 and 1: the pool was not empty any more", ready, rehearsed.Load())
+		}
+		close(gates["guest.init"])
+		user.Wait()
+		p.end()
+	})
+}
+
 func TestPoolIsDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooling(t, agent.Config{})

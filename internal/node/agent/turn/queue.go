@@ -137,6 +137,13 @@ func (q *Queue) leave(u Urgency) {
 	q.active--
 }
 
+// Busy reports whether a user's start waits or is under way.
+func (q *Queue) Busy() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.users > 0
+}
+
 // Load reports how many starts run and how many users wait.
 func (q *Queue) Load() (active, waiting int) {
 	q.mu.Lock()
