@@ -42,12 +42,10 @@ type DebianSpec struct {
 const maxSpec = 500 // names in each list of a DebianSpec
 
 // Compiled when used, not whenever a sandbox executes this program: 1 ms.
-var (
-	debianNameRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`) })
-	pythonSpecRE = sync.OnceValue(func() *regexp.Regexp {
-		return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
-	})
-)
+var debianNameRE = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,99}$`) })
+var pythonSpecRE = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]{1,99}\])?([=<>!~]=?[0-9A-Za-z.*+!-]{1,40}(,[=<>!~]=?[0-9A-Za-z.*+!-]{1,40})*)?$`)
+})
 
 // NewDebian checks the names. cache keeps the unpacked packages, so that two
 // sources with the same Packages share the long part.
