@@ -23,7 +23,7 @@ func snapshotRef(team *hearth.Team, text string) (string, error) {
 	}
 	alias, tag, tagged := strings.Cut(rest, ":")
 	if !onlyOf(alias, "-_") || tagged && !onlyOf(tag, "-_.") || spaced && !onlyOf(space, "-_") {
-		return "", hearth.Errorf(hearth.InvalidArgument, "Invalid template reference: %s", shown(text))
+		return "", badReference(text)
 	}
 	if tag == "default" {
 		rest = alias

@@ -15,11 +15,16 @@ import (
 // maxBuildLog bounds how many entries one search through a build's log reads.
 const maxBuildLog = 100_000
 
+// badReference refuses text as the name of a template or snapshot.
+func badReference(text string) error {
+	return hearth.Errorf(hearth.InvalidArgument, "Invalid template reference: %s is not [team/]name[:tag] in letters, digits, - and _ (the tag may have . too)", shown(text))
+}
+
 // templateName reduces "[namespace/]alias[:tag]" to the name under which the
 // store knows it. The caller's own namespace and the tag "default" say nothing.
 func templateName(team *hearth.Team, text string) (string, error) {
 	name := strings.ToLower(strings.TrimSpace(text))
-	bad := hearth.Errorf(hearth.InvalidArgument, "Invalid template reference: %s", shown(text))
+	bad := badReference(text)
 	name, tag, tagged := strings.Cut(name, ":")
 	if tagged && !onlyOf(tag, "-_.") {
 		return "", bad
