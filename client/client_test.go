@@ -182,6 +182,13 @@ func TestControlPlane(t *testing.T) {
 	if got := s.seen[len(s.seen)-1]; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	if _, err := c.Create(ctx, client.CreateOptions{AutoPause: true, FilesOnly: true}); err != nil {
+		t.Error(err)
+	}
+	want = `POST /v2/sandboxes {"autoPause":true,"autoPauseMemory":false,"templateID":"base"}`
+	if got := s.seen[len(s.seen)-1]; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
 	n := 0
 	for i, err := range c.List(ctx, client.ListOptions{Metadata: map[string]string{"a b": "ü&"}, States: []string{"running", "paused"}, Template: "base"}) {
 		if err != nil || i.ID != "i1" || i.Metadata["a"] != "b" {

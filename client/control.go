@@ -18,6 +18,7 @@ type CreateOptions struct {
 	Metadata   map[string]string
 	Env        map[string]string
 	AutoPause  bool          // at the end of Timeout, pause instead of kill
+	FilesOnly  bool          // that pause keeps the files alone, as PauseFiles does; not with AutoResume
 	AutoResume bool          // traffic resumes it when paused
 	Idle       time.Duration // without a request for so long it is paused; rounded up to seconds, 0 is never
 	Network    *Network
@@ -97,6 +98,9 @@ func (c *Client) Create(ctx context.Context, o CreateOptions) (*Sandbox, error) 
 	}
 	if o.AutoPause {
 		body["autoPause"] = true
+	}
+	if o.FilesOnly {
+		body["autoPauseMemory"] = false
 	}
 	if o.AutoResume {
 		body["autoResume"] = map[string]bool{"enabled": true}

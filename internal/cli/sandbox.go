@@ -74,6 +74,7 @@ type sandboxCreateCmd struct {
 	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
 	NoInternet bool          `help:"Nothing outside is reachable."`
 	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
+	Files      bool          `help:"With --auto-pause: keep the files alone; it boots when it is resumed."`
 	Idle       time.Duration `help:"Pause it when no request to it has been under way for so long; default: never."`
 	AutoResume bool          `help:"Let traffic resume it when it is paused."`
 	History    budget        `placeholder:"BYTES" help:"Keep what it is after each command and cell, within so many bytes (--history=512MiB); alone: 1GiB."`
@@ -89,7 +90,7 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, AutoResume: s.AutoResume, Idle: s.Idle, History: int64(s.History), Driver: s.Driver}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, FilesOnly: s.Files, AutoResume: s.AutoResume, Idle: s.Idle, History: int64(s.History), Driver: s.Driver}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}
