@@ -32,7 +32,7 @@ func (a *App) openShelf() error {
 	if c.KeyFile != "" {
 		var err error
 		if key, err = chunkblob.LoadKey(c.KeyFile); err != nil {
-			return hearth.Wrap(hearth.InvalidArgument, err, "snapshots.key_file: %s", err)
+			return hearth.Wrap(hearth.InvalidArgument, err, "snapshots.key_file")
 		}
 	}
 	packs, err := fileblob.Open(cmp.Or(c.Dir, a.path("archive")))
