@@ -23,9 +23,10 @@ func denied(guest netip.Addr, policy Policy) hostnet.Flows {
 // A process that is killed leaves them to the next, which begins with forgetDead.
 
 // stainTime is how long connections of removed slots are gathered, maxStainTime how
-// long where the kernel keeps refusing to forget them.
+// long where the kernel keeps refusing to forget them. The kernel may not be preempted
+// while it looks: whoever's create falls into that waits for it.
 const (
-	stainTime    = 2 * time.Second
+	stainTime    = 20 * time.Second
 	maxStainTime = time.Minute
 )
 
