@@ -223,7 +223,7 @@ func StopAll(ctx context.Context, cfg *config.Config, opts Options) (int, error)
 	if err := a.network.Remove(ctx); err != nil {
 		return n, err
 	}
-	return n, Purge(a.drivers)
+	return n, errors.Join(Purge(a.drivers), a.removePlain())
 }
 
 // killAll ends every running sandbox, a few at once.

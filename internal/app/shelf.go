@@ -94,6 +94,15 @@ func (a *App) memoryDir(parent string) (dir string, room int64, err error) {
 	return dir, int64(vfs.Blocks) * vfs.Bsize, nil
 }
 
+// removePlain removes the plain files of snapshots from memory, once nothing runs from
+// them any more. As after a reboot, those that are encrypted on the disk are left.
+func (a *App) removePlain() error {
+	if a.plain == "" {
+		return nil
+	}
+	return os.RemoveAll(a.plain)
+}
+
 // swaps reports whether a list like /proc/swaps has an entry below its heading.
 func swaps(list string) bool {
 	raw, err := os.ReadFile(list)
