@@ -29,6 +29,11 @@ bin/hearth: guest init seccomp FORCE
 	@flags=$$($(PATCHED))
 	go build $$flags -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
 
+# The same with gVisor as it is published: the reference of benchmarks, not shipped.
+bin/hearth-stock: bin/hearth FORCE
+	@echo "==> building bin/hearth-stock, with gVisor as it is published"
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
+
 # Prints the flags for go commands by hand: GOFLAGS=$(make gvisor) go test ./internal/driver/gvisor
 gvisor:
 	@$(PATCHED)
@@ -61,7 +66,7 @@ test-kvm: init
 	@deploy/apt-install.sh qemu-system-x86 erofs-utils e2fsprogs kmod xz-utils
 	@go run ./test/kvm $(if $(filter all,$(SUITE)),-full)
 
-bench: build
+bench: build bin/hearth-stock
 	@deploy/apt-install.sh runc mmdebstrap erofs-utils
 	@bin/hearth bench
 

@@ -2,7 +2,8 @@
 // to its first answer, and what it costs while idle. Every figure stands beside
 // references that were measured in the same run, in turn with it, because no
 // two hosts, and no two minutes of one host, are alike: runc, and gVisor's own
-// command line started with the very checkpoint that Hearth restores.
+// command line, as it is published if there is a program with that, restoring the
+// same templates.
 //
 // The rows are numbered as the targets in docs/PERFORMANCE.md.
 package bench
@@ -47,6 +48,7 @@ type Options struct {
 	Runs      int           `default:"30" help:"Runs of what takes milliseconds; slow references get fewer."`
 	Sandboxes int           `default:"60" help:"Sandboxes of each template that row 8 keeps alive, if there is memory for them."`
 	Limit     time.Duration `default:"60m" help:"Time after which no further run begins."`
+	Stock     string        `placeholder:"PROGRAM" help:"This command, built with gVisor as it is published, which is the reference; empty: the hearth-stock beside this program. When there is none, this program's own gVisor is, by its command line."`
 	JSON      bool          `name:"json" help:"Print a list of figures instead of a table."`
 
 	// Running says that the data directory's own server is to be measured, with
@@ -145,13 +147,16 @@ func Run(ctx context.Context, cfg *config.Config, o Options, out, progress io.Wr
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Limit, hearth.Errorf(hearth.DeadlineExceeded, "the limit of %s is over", o.Limit))
 	defer cancel()
-	r := &run{cfg: cfg, opts: o, progress: progress}
+	r := &run{cfg: cfg, opts: o, progress: progress, refs: references{warm: map[origin]stock.Template{}}}
 	if r.dir, err = os.MkdirTemp("", "hearth-bench-"); err != nil {
 		return hearth.Wrap(hearth.PermissionDenied, err, "no temporary directory can be made")
 	}
 	defer func() {
 		err = errors.Join(err, r.close(context.WithoutCancel(ctx)), os.RemoveAll(r.dir))
 	}()
+	if r.refs.first, err = chooseStock(o.Stock, besideSelf()); err != nil {
+		return err
+	}
 	host := gauge.Host()
 	err = r.rows(ctx)
 	slices.SortStableFunc(r.figures, func(a, b figure.Figure) int { return byNumber(a.Row, b.Row) })
@@ -169,15 +174,17 @@ type run struct {
 	dir      string // temporary
 	figures  []figure.Figure
 
-	server *server                   // nil until a row needs one
-	stock  *stock.Maker              // likewise
-	warm   map[string]stock.Template // what the templates' sandboxes are made of, by name
+	server *server // nil until a row needs one
+	refs   references
 }
 
 // rows measures what was asked for. A row that fails does not cost the others,
 // nor the figures that it had until then.
 func (r *run) rows(ctx context.Context) error {
 	var errs []error
+	if r.refs.missing = r.writePublished(ctx); r.refs.missing != nil {
+		errs = append(errs, fmt.Errorf("reference: %w", r.refs.missing))
+	}
 	for _, p := range plan() {
 		if len(r.opts.Rows) > 0 && !slices.Contains(r.opts.Rows, p.number) {
 			continue
@@ -220,8 +227,8 @@ func (r *run) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	var errs []error
-	if r.stock != nil {
-		errs = append(errs, r.stock.Close(ctx))
+	if r.refs.maker != nil {
+		errs = append(errs, r.refs.maker.Close(ctx))
 	}
 	if r.server != nil {
 		errs = append(errs, r.server.close(ctx))

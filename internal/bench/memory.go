@@ -34,7 +34,7 @@ func (r *run) idleMemory(ctx context.Context) ([]figure.Figure, error) {
 		if err != nil {
 			return figures, err
 		}
-		ref := figure.Mebibytes("stock gVisor restore of the same checkpoint")
+		ref := samples(r.refs.first, "MiB", "restored")
 		if err := r.idleStock(ctx, ref, t.template); err != nil {
 			ref.Skip(err.Error())
 		}
@@ -198,10 +198,6 @@ func rest(ctx context.Context, d time.Duration) error {
 
 // idleStock does the same with a few stock machines.
 func (r *run) idleStock(ctx context.Context, s *figure.Samples, template string) (err error) {
-	w, err := r.learn(ctx, template)
-	if err != nil {
-		return err
-	}
 	var alive []*stock.Machine
 	defer func() {
 		for _, m := range alive {
@@ -209,7 +205,7 @@ func (r *run) idleStock(ctx context.Context, s *figure.Samples, template string)
 		}
 	}()
 	for range stockIdle {
-		m, err := r.stock.Prepare(ctx, w)
+		m, err := r.prepare(ctx, origin{r.refs.first, template})
 		if err != nil {
 			return err
 		}

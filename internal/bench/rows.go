@@ -79,7 +79,7 @@ func hits(pooled, of int) string {
 // createEcho is row 1.
 func (r *run) createEcho(ctx context.Context) ([]figure.Figure, error) {
 	ours := figure.Milliseconds("create to the output of echo, API")
-	runc, runsc := figure.Milliseconds("runc run true"), figure.Milliseconds("gVisor run true, stock")
+	runc, runsc := figure.Milliseconds("runc run true"), samples(r.refs.first, "ms", "run true")
 	bundle, err := r.trueBundle()
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (r *run) createEcho(ctx context.Context) ([]figure.Figure, error) {
 		id := fmt.Sprintf("bench-%d-true-%d", os.Getpid(), i)
 		r.server.settle(ctx)
 		r.contain(ctx, runc, bundle, id, "runc")
-		r.contain(ctx, runsc, bundle, id, self, "runsc", "--root="+r.runscRoot(), "--network=none", "--ignore-cgroups")
+		r.contain(ctx, runsc, bundle, id, r.refs.first.Path(), "runsc", "--root="+r.runscRoot(), "--network=none", "--ignore-cgroups")
 		return ctx.Err()
 	})
 	f := ours.Figure().Against("1", figure.Target{P50: 25, P99: 100}, runc.Figure(), runsc.Figure())
@@ -166,7 +166,7 @@ func cell(ctx context.Context) func(*client.Sandbox) error {
 // firstCell is row 3.
 func (r *run) firstCell(ctx context.Context) ([]figure.Figure, error) {
 	ours := figure.Milliseconds("create to the result of the first cell, API")
-	ref := figure.Milliseconds("stock gVisor restore of the same checkpoint to its first cell")
+	ref := samples(r.refs.first, "ms", "restore to the first cell")
 	served, every := 0, max(r.opts.Runs/r.slow(), 1)
 	err := r.times(ctx, r.opts.Runs+warmups, func(ctx context.Context, i int) error {
 		took, pooled, err := r.sandboxed(ctx, codeTemplate, cell(ctx))
@@ -177,7 +177,7 @@ func (r *run) firstCell(ctx context.Context) ([]figure.Figure, error) {
 			served++
 		}
 		if i%every == 0 {
-			r.restored(ctx, ref, codeTemplate, func(m *stock.Machine) error {
+			r.restored(ctx, ref, origin{r.refs.first, codeTemplate}, func(m *stock.Machine) error {
 				return errors.Join(m.Unseal(ctx), stockCell(ctx, m))
 			})
 		}
@@ -190,25 +190,21 @@ func (r *run) firstCell(ctx context.Context) ([]figure.Figure, error) {
 
 // restored measures a stock restore to what work returns. The first failure
 // leaves the figure out.
-func (r *run) restored(ctx context.Context, s *figure.Samples, template string, work func(*stock.Machine) error) {
+func (r *run) restored(ctx context.Context, s *figure.Samples, of origin, work func(*stock.Machine) error) {
 	if s.Skips() {
 		return
 	}
-	if err := r.restoredOnce(ctx, s, template, work); err != nil {
+	if err := r.restoredOnce(ctx, s, of, work); err != nil {
 		s.Skip(err.Error())
 	}
 }
 
-func (r *run) restoredOnce(ctx context.Context, s *figure.Samples, template string, work func(*stock.Machine) error) (err error) {
-	w, err := r.learn(ctx, template)
+func (r *run) restoredOnce(ctx context.Context, s *figure.Samples, of origin, work func(*stock.Machine) error) (err error) {
+	m, err := r.prepare(ctx, of)
 	if err != nil {
 		return err
 	}
 	r.server.settle(ctx)
-	m, err := r.stock.Prepare(ctx, w)
-	if err != nil {
-		return err
-	}
 	defer func() { err = errors.Join(err, m.Close(ctx)) }()
 	began := time.Now()
 	if err := m.Start(ctx); err != nil {
@@ -230,7 +226,7 @@ func (r *run) emptyPool(ctx context.Context) ([]figure.Figure, error) {
 	}{{baseTemplate, figure.Target{Ratio: 0.6}}, {codeTemplate, figure.Target{Ratio: 0.4}}} {
 		blank := 0
 		ours := figure.Milliseconds("pool empty, " + t.template + ", create to the first HTTP answer, API")
-		ref := figure.Milliseconds("stock gVisor restore of the same checkpoint to its first HTTP answer")
+		refs := r.refs.samples("ms", "restore to the first HTTP answer")
 		err := r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
 			took, _, err := r.sandboxed(ctx, t.template, func(sb *client.Sandbox) error {
 				if i > 0 && restoredIntoBlank(sb) {
@@ -242,10 +238,12 @@ func (r *run) emptyPool(ctx context.Context) ([]figure.Figure, error) {
 				return err
 			}
 			ours.Took(took)
-			r.restored(ctx, ref, t.template, func(m *stock.Machine) error { return m.Answer(ctx) })
+			for n, p := range r.refs.programs() {
+				r.restored(ctx, refs[n], origin{p, t.template}, func(m *stock.Machine) error { return m.Answer(ctx) })
+			}
 			return ctx.Err()
 		})
-		f := ours.Figure().Against("4", t.target, ref.Figure())
+		f := ours.Figure().Against("4", t.target, sums(refs)...)
 		f.Note = fmt.Sprintf("one at a time, with %d machines without a state (node.blanks) behind the empty pool; %d of %d creates were restored into one", r.server.cfg.Node.Blanks, blank, f.Runs)
 		figures = append(figures, f)
 		if err != nil {

@@ -31,6 +31,7 @@ const (
 // server is the Hearth that is measured.
 type server struct {
 	cfg    *config.Config
+	exe    string // the program
 	pool   pool
 	file   string    // its configuration; empty: it is not ours
 	cmd    *exec.Cmd // likewise nil
@@ -58,13 +59,7 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 		r.server = &server{cfg: r.cfg, pool: poolFull}
 		return r.server.connect()
 	}
-	c := *r.cfg
-	c.Cache = r.cfg.CacheDir()
-	c.Data, c.Listen, c.Metrics = filepath.Join(r.dir, "data"), "127.0.0.1:0", ""
-	c.Builtin, c.Templates = []string{baseTemplate, codeTemplate}, nil
-	c.Log.Level = "warn"
-	c.Node.Overcommit = maxOvercommit // the memory that is there is what bounds row 8
-	c.Sandbox.Max = max(c.Sandbox.Max, r.opts.Sandboxes+10)
+	c := r.config("data")
 	switch kind {
 	case poolEmpty:
 		c.Node.Pool, c.Node.PoolMax = 0, 0
@@ -74,7 +69,7 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	if err := fill(ctx, c.Data, kind.rows()); err != nil {
 		return err
 	}
-	r.server = &server{cfg: &c, pool: kind, file: filepath.Join(r.dir, "hearth.yaml"), exited: make(chan struct{})}
+	r.server = r.newServer(c, self, kind)
 	if err := r.server.start(ctx, r.progress); err != nil {
 		err = errors.Join(err, r.server.close(context.WithoutCancel(ctx)))
 		r.server = nil
@@ -83,7 +78,24 @@ func (r *run) serve(ctx context.Context, kind pool) error {
 	return r.server.connect()
 }
 
-// start runs this program as a server and returns when it is ready.
+// config is that of a server of ours, whose data directory has the name.
+func (r *run) config(name string) *config.Config {
+	c := *r.cfg
+	c.Cache = r.cfg.CacheDir()
+	c.Data, c.Listen, c.Metrics = filepath.Join(r.dir, name), "127.0.0.1:0", ""
+	c.Builtin, c.Templates = []string{baseTemplate, codeTemplate}, nil
+	c.Log.Level = "warn"
+	c.Node.Overcommit = maxOvercommit // the memory that is there is what bounds row 8
+	c.Sandbox.Max = max(c.Sandbox.Max, r.opts.Sandboxes+10)
+	return &c
+}
+
+// newServer is a program that can be started as a server.
+func (r *run) newServer(c *config.Config, exe string, kind pool) *server {
+	return &server{cfg: c, exe: exe, pool: kind, file: c.Data + ".yaml", exited: make(chan struct{})}
+}
+
+// start runs the program as a server and returns when it is ready.
 func (s *server) start(ctx context.Context, progress io.Writer) error {
 	raw, err := s.cfg.YAML()
 	if err != nil {
@@ -102,7 +114,7 @@ func (s *server) start(ctx context.Context, progress io.Writer) error {
 		return err
 	}
 	defer reader.Close()
-	s.cmd = exec.Command(self, "--config", s.file, "up", "--data", s.cfg.Data, "--progress-fd", "3")
+	s.cmd = exec.Command(s.exe, "--config", s.file, "up", "--data", s.cfg.Data, "--progress-fd", "3")
 	s.cmd.Env = plainEnviron()
 	s.cmd.Stdout, s.cmd.Stderr, s.cmd.ExtraFiles = log, log, []*os.File{writer}
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ^C is ours to handle
@@ -175,7 +187,7 @@ func (s *server) close(ctx context.Context) error {
 		<-s.exited
 	}
 	s.cmd = nil
-	down := exec.CommandContext(ctx, self, "--config", s.file, "down", "--data", s.cfg.Data)
+	down := exec.CommandContext(ctx, s.exe, "--config", s.file, "down", "--data", s.cfg.Data)
 	down.Env, down.SysProcAttr = plainEnviron(), &syscall.SysProcAttr{Setsid: true}
 	out, err := down.CombinedOutput()
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"hearth/client"
+	"hearth/internal/bench/copier"
 	"hearth/internal/bench/figure"
 	"hearth/internal/guest"
 )
@@ -154,7 +155,7 @@ func (r *run) edgeLatency(ctx context.Context) ([]figure.Figure, error) {
 		if err != nil {
 			return err
 		}
-		relays, stop, err := relay(ctx, guests)
+		relays, stop, err := copier.Start(ctx, guests)
 		if err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ import (
 // pauses is row 10.
 func (r *run) pauses(ctx context.Context) ([]figure.Figure, error) {
 	ours := figure.Milliseconds("pause of a code interpreter that has run a cell, API")
-	ref := figure.Milliseconds("stock gVisor checkpoint of the same")
+	ref := samples(r.refs.first, "ms", "checkpoint of the same")
 	err := r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
 		r.server.settle(ctx)
 		err := r.within(ctx, codeTemplate, func(sb *client.Sandbox) error {
@@ -51,11 +51,7 @@ func (r *run) pauses(ctx context.Context) ([]figure.Figure, error) {
 
 // stockCheckpoint measures a checkpoint of a stock machine that has done some work.
 func (r *run) stockCheckpoint(ctx context.Context, template string, work func(*stock.Machine) error) (took time.Duration, err error) {
-	w, err := r.learn(ctx, template)
-	if err != nil {
-		return 0, err
-	}
-	m, err := r.stock.Prepare(ctx, w)
+	m, err := r.prepare(ctx, origin{r.refs.first, template})
 	if err != nil {
 		return 0, err
 	}
@@ -92,9 +88,9 @@ print(worst * 1000)
 // forks is row 11.
 func (r *run) forks(ctx context.Context) ([]figure.Figure, error) {
 	stop := figure.Milliseconds(fmt.Sprintf("fork into %d: how long the parent stands still", forkCount))
-	stopRef := figure.Milliseconds("stock gVisor checkpoint of the same")
+	stopRef := samples(r.refs.first, "ms", "checkpoint of the same")
 	all := figure.Milliseconds(fmt.Sprintf("fork into %d: until all have answered echo, API", forkCount))
-	allRef := figure.Milliseconds("stock gVisor restore to the first HTTP answer")
+	allRef := samples(r.refs.first, "ms", "restore to the first HTTP answer")
 	err := r.times(ctx, r.slow()+1, func(ctx context.Context, i int) error {
 		r.server.settle(ctx)
 		gap, took, err := r.fork(ctx)
@@ -103,7 +99,7 @@ func (r *run) forks(ctx context.Context) ([]figure.Figure, error) {
 		}
 		stop.Took(gap)
 		all.Took(took)
-		r.restored(ctx, allRef, baseTemplate, func(m *stock.Machine) error { return m.Answer(ctx) })
+		r.restored(ctx, allRef, origin{r.refs.first, baseTemplate}, func(m *stock.Machine) error { return m.Answer(ctx) })
 		if stopRef.Skips() {
 			return ctx.Err()
 		}

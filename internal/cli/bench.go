@@ -2,6 +2,7 @@ package cli
 
 import (
 	"hearth/internal/bench"
+	"hearth/internal/bench/copier"
 	"hearth/internal/bench/machines"
 )
 
@@ -78,4 +79,4 @@ type benchRelayCmd struct {
 }
 
 // Run copies until it is killed.
-func (b *benchRelayCmd) Run(in *invocation) error { return bench.Relay(in.ctx, b.To, in.out) }
+func (b *benchRelayCmd) Run(in *invocation) error { return copier.Serve(in.ctx, b.To, in.out) }

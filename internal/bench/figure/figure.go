@@ -124,6 +124,7 @@ type Samples struct {
 	name, unit string
 	values     []float64
 	skipped    string
+	note       string
 }
 
 // Milliseconds, Mebibytes and In collect samples of a thing in a unit.
@@ -147,12 +148,16 @@ func (s *Samples) Bytes(n int64) { s.values = append(s.values, float64(n)/(1<<20
 // Skip leaves the figure out, with the reason.
 func (s *Samples) Skip(why string) { s.skipped = why }
 
+// Explain says what stands below the table.
+func (s *Samples) Explain(note string) { s.note = note }
+
 // Skips reports whether the figure is left out.
 func (s *Samples) Skips() bool { return s.skipped != "" }
 
 // Figure sums up.
 func (s *Samples) Figure() Figure {
 	f := Of(s.name, s.unit, s.values)
+	f.Note = s.note
 	if s.skipped != "" {
 		f.Skipped = s.skipped
 	}

@@ -52,8 +52,8 @@ func newSubject(l *lab, o Options, d driver.Driver, caps driver.Capabilities) *s
 		clone:        figure.Milliseconds("clone: restore beside others of the checkpoint, to the first answer"),
 		pause:        figure.Milliseconds("pause of a clone: freeze and checkpoint, synced"),
 		pauseBytes:   figure.Mebibytes("what that writes"),
-		bootStock:    figure.Milliseconds("stock gVisor run of the same image, to the first answer"),
-		restoreStock: figure.Milliseconds("stock gVisor restore of the same checkpoint, to the first answer"),
+		bootStock:    figure.Milliseconds(stock.Program{}.Name() + ": run of the same image, to the first answer"),
+		restoreStock: figure.Milliseconds(stock.Program{}.Name() + ": restore of the same checkpoint, to the first answer"),
 	}
 	if caps.Isolation != hearth.UserKernel {
 		s.bootStock = figure.Milliseconds("stock QEMU, cold boot of the same kernel to the first line of a program")

@@ -1,6 +1,7 @@
-// Package stock makes machines with gVisor's own command line from the very
-// checkpoints that a server restores: the reference that benchmarks put beside
-// Hearth's figures.
+// Package stock makes machines with gVisor's own command line from the checkpoints
+// that a server made of its templates: the reference that benchmarks put beside
+// Hearth's figures. The command line is that of a program built with gVisor as it is
+// published, from that program's own checkpoints, or this program's.
 package stock
 
 import (
@@ -39,8 +40,9 @@ type Maker struct {
 	machines int
 }
 
-// Template is what a template's sandboxes are made of.
+// Template is what a template's sandboxes are made of, and by which program.
 type Template struct {
+	Program   Program
 	Resources hearth.Resources
 	Layer     string // absolute path of the root image
 	From      *driver.Checkpoint
@@ -98,13 +100,14 @@ type Machine struct {
 	s       *Maker
 	id, dir string
 	slot    *netns.Slot
+	program Program
 	args    []string
 }
 
 // Prepare does what a server has done before a start: network and bundle.
 func (s *Maker) Prepare(ctx context.Context, t Template) (*Machine, error) {
 	s.machines++
-	m := &Machine{s: s, id: fmt.Sprintf("bench-%d-%d", os.Getpid(), s.machines)}
+	m := &Machine{s: s, program: t.Program, id: fmt.Sprintf("bench-%d-%d", os.Getpid(), s.machines)}
 	m.dir = filepath.Join(s.dir, m.id)
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return nil, err
@@ -137,7 +140,9 @@ func (m *Machine) Close(ctx context.Context) error {
 }
 
 // Start runs gVisor's command line to its end.
-func (m *Machine) Start(ctx context.Context) error { return Quiet(ctx, self, m.args...) }
+func (m *Machine) Start(ctx context.Context) error {
+	return Quiet(ctx, m.program.Path(), m.args...)
+}
 
 // Checkpoint writes the machine to dir and ends it, as gVisor's command line does.
 func (m *Machine) Checkpoint(ctx context.Context, dir string) error {
@@ -145,7 +150,7 @@ func (m *Machine) Checkpoint(ctx context.Context, dir string) error {
 	if at < 0 {
 		return errors.New("the machine was not restored")
 	}
-	return Quiet(ctx, self, slices.Concat(m.args[:at], []string{"checkpoint", "--image-path=" + dir, m.id})...)
+	return Quiet(ctx, m.program.Path(), slices.Concat(m.args[:at], []string{"checkpoint", "--image-path=" + dir, m.id})...)
 }
 
 // Quiet runs a program; what it complains of is in the error. The output is a

@@ -122,8 +122,11 @@ func (man manifest) write(dir string, files ...string) error {
 
 // origin decides what a machine is made of, and refuses a checkpoint that does
 // not fit this host, this build or the spec, before anything runs.
-func (d *Driver) origin(spec driver.Spec) (from origin, err error) {
-	if from.key, err = d.key(); err != nil {
+func (d *Driver) origin(spec driver.Spec) (origin, error) { return d.originBy(spec, d.key) }
+
+// originBy is origin for a build of another key.
+func (d *Driver) originBy(spec driver.Spec, key func() (string, error)) (from origin, err error) {
+	if from.key, err = key(); err != nil {
 		return from, hearth.Wrap(hearth.Internal, err, "processor cannot be identified")
 	}
 	layer, err := driver.LayerID(spec.Layers[0])

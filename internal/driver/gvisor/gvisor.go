@@ -129,7 +129,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	log.SetTarget(ourLog{cfg.Log})
 	return &Driver{
-		cfg: cfg, conf: conf, key: sync.OnceValues(checkpointKey),
+		cfg: cfg, conf: conf, key: sync.OnceValues(func() (string, error) { return checkpointKey(pageFormat) }),
 		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(cfg.Exe),
 		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -12,13 +13,19 @@ import (
 // Reference prepares what gVisor's own command line needs to make the machine
 // that Start would make of spec, and returns that command line: PROGRAM with
 // these arguments boots or restores it in one blocking step, detached, with
-// plain gVisor's start-up. It is what benchmarks compare Start with. Sweep
-// removes the machine and what was prepared, also when it never ran.
+// plain gVisor's start-up. It is what benchmarks compare Start with. A checkpoint
+// may also be one that the same version of gVisor wrote as it is published: PROGRAM
+// is then a build with that. Sweep removes the machine and what was prepared, also
+// when it never ran.
 func (d *Driver) Reference(spec driver.Spec) ([]string, error) {
 	if err := d.checkSpec(spec); err != nil {
 		return nil, err
 	}
-	from, err := d.origin(spec)
+	format := pageFormat
+	if spec.From != nil && !strings.Contains(spec.From.Key, pageFormat) {
+		format = publishedFormat
+	}
+	from, err := d.originBy(spec, func() (string, error) { return checkpointKey(format) })
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 // reads the pages of its checkpoint into memory of its own.
 const (
 	sharing    = false
-	pageFormat = ""
+	pageFormat = publishedFormat
 )
 
 func startQuickly() {}

@@ -14,6 +14,8 @@ import (
 const (
 	gvisorVersion  = "v0.0.0-20260905035102-160fafc42237"
 	sentryRevision = 1
+
+	publishedFormat = "" // pageFormat of a build without patches
 )
 
 // sentryVersion is what gVisor writes into a checkpoint and compares before a
@@ -28,13 +30,13 @@ func stampVersion() {
 }
 
 // checkpointKey names everything a checkpoint depends on: the sentry, the
-// platform and the processor. The host's kernel is not part of it: guests see
+// platform and the processor; format is the build's pageFormat. The host's kernel is not part of it: guests see
 // the sentry's own system calls, and an update of the host must not cost users
 // their paused sandboxes.
-func checkpointKey() (string, error) {
+func checkpointKey(format string) (string, error) {
 	model, features, err := hostproc.Processor()
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s+hearth.%d%s/systrap/%s/%s", gvisorVersion, sentryRevision, pageFormat, model, features), nil
+	return fmt.Sprintf("%s+hearth.%d%s/systrap/%s/%s", gvisorVersion, sentryRevision, format, model, features), nil
 }

@@ -1,4 +1,4 @@
-package bench
+package copier
 
 import (
 	"bufio"
@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestRelay: what goes in on one side comes out on the other, both ways, and it
+// TestServe: what goes in on one side comes out on the other, both ways, and it
 // ends with its context.
-func TestRelay(t *testing.T) {
+func TestServe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -28,7 +28,7 @@ func TestRelay(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	out, in := io.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- Relay(ctx, l.Addr().String(), in) }()
+	go func() { ended <- Serve(ctx, l.Addr().String(), in) }()
 	address, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package bench
+package daemon
 
 import (
 	"testing"
@@ -6,12 +6,12 @@ import (
 	"hearth/internal/guest/embedded"
 )
 
-// TestOnLinux: the daemon runs on the host, does its work, and is gone after it.
-func TestOnLinux(t *testing.T) {
+// TestResident: the daemon runs on the host, does its work, and is gone after it.
+func TestResident(t *testing.T) {
 	if _, err := embedded.Binary(); err != nil {
 		t.Skip(err)
 	}
-	anonymous, file, err := onLinux(t.Context())
+	anonymous, file, err := Resident(t.Context())
 	if err != nil || anonymous < 100<<10 || file < 100<<10 {
 		t.Errorf("%d and %d bytes, %v", anonymous, file, err)
 	}

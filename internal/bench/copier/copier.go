@@ -1,4 +1,5 @@
-package bench
+// Package copier is a process that copies bytes: what row 14 holds the edge against.
+package copier
 
 import (
 	"bufio"
@@ -14,11 +15,11 @@ import (
 	"hearth/internal/hearth"
 )
 
-// Relay copies bytes between its clients and an address until ctx ends, and does
+// Serve copies bytes between its clients and an address until ctx ends, and does
 // nothing else: what it adds to a request is what any further program between
 // client and sandbox adds on this host. It writes the address that it listens on
 // to out.
-func Relay(ctx context.Context, to string, out io.Writer) error {
+func Serve(ctx context.Context, to string, out io.Writer) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "no address to listen on")
@@ -58,10 +59,10 @@ func join(ctx context.Context, c net.Conn, to string) {
 	both.Wait()
 }
 
-// relay runs Relay in a process of its own and returns its address.
-func relay(ctx context.Context, to string) (address string, stop func(), err error) {
+// Start runs Serve in a process of its own and returns its address. Call stop to end it.
+func Start(ctx context.Context, to string) (address string, stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := exec.CommandContext(ctx, self, "bench", "relay", to)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "bench", "relay", to)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()

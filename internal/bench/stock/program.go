@@ -1,0 +1,94 @@
+package stock
+
+import (
+	"debug/buildinfo"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+
+	"hearth/internal/hearth"
+)
+
+const (
+	command = "hearth/cmd/hearth"
+	module  = "gvisor.dev/gvisor"
+)
+
+// Program is one that is gVisor's command line when it is run as `PROGRAM runsc`.
+// The zero value is this very program, with the gVisor it was built with; Published
+// makes others.
+type Program struct {
+	File    string // empty: this program
+	Version string // of the published module that it has
+}
+
+// Published checks that the file is this command built with the published module of
+// gVisor, unchanged, in the version that this program has too. It goes by what the go
+// command wrote into the file; that the rest is of the same tree shows when its
+// checkpoint is restored, which names the guest daemon's image.
+func Published(file string) (Program, error) {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s", file)
+	}
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s is not a program that says what it was built from", file)
+	}
+	ours, ok := debug.ReadBuildInfo()
+	if !ok {
+		return Program{}, hearth.Errorf(hearth.FailedPrecondition, "stock: this program does not say which gVisor it was built with")
+	}
+	p := Program{File: path, Version: linked(ours).Version}
+	return p, p.check(info)
+}
+
+// check compares what a file was built from with what the program has to be.
+func (p Program) check(info *debug.BuildInfo) error {
+	refuse := func(format string, args ...any) error {
+		return hearth.Errorf(hearth.InvalidArgument, "stock: "+p.File+" "+format, args...)
+	}
+	got := linked(info)
+	switch {
+	case info.Path != command:
+		return refuse("is %q, not a build of %s", info.Path, command)
+	case got.Replace != nil:
+		return refuse("was built with another gVisor (%s) than the published module; `make bench` builds one with that", got.Replace.Path)
+	case got.Version == "" || got.Version != p.Version:
+		return refuse("was built with gVisor %q, this program with %q", got.Version, p.Version)
+	}
+	return nil
+}
+
+// linked is the gVisor in a build; the zero module when there is none.
+func linked(info *debug.BuildInfo) debug.Module {
+	i := slices.IndexFunc(info.Deps, func(m *debug.Module) bool { return m.Path == module })
+	if i < 0 {
+		return debug.Module{}
+	}
+	return *info.Deps[i]
+}
+
+// Path is the program's file.
+func (p Program) Path() string {
+	if p.File == "" {
+		return self
+	}
+	return p.File
+}
+
+// Name says whose gVisor it is, for the names of figures.
+func (p Program) Name() string {
+	if p.File == "" {
+		return "this build's gVisor by its command line"
+	}
+	return "published gVisor"
+}
+
+// Note says what that means for a figure.
+func (p Program) Note() string {
+	if p.File == "" {
+		return "the gVisor of this program (hearth runsc), started as published; what it restores is what the server restores, and its patches for system calls and states hold here, too"
+	}
+	return module + " " + p.Version + " as published; what it restores it wrote itself, of the same image"
+}
