@@ -2,7 +2,7 @@
 # make test   everything that .ci/run checks
 # make test-kvm  the virtual machines' tests with KVM, in an emulated host (part of make test; SUITE=all: an hour of them)
 # make build  bin/hearth, the whole product in one file
-# make bench  the figures of docs/PERFORMANCE.md, measured on this host
+# make bench  the figures of docs/PERFORMANCE.md, measured on this host beside gVisor as it is published
 # make generate  internal/gen, from the contracts in spec/
 
 SHELL := /bin/bash

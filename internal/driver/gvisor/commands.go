@@ -28,9 +28,10 @@ const (
 // is to call it with os.Args: when it reports true the process was a sandbox, a
 // sandbox's launcher or `PROGRAM runsc ...`, and has done its work; main returns.
 //
-// `PROGRAM runsc ARGS` is gVisor's own command line, the reference of benchmarks:
-// as it is published, but for the patches that make a running sandbox's system calls
-// cheaper, and its state (patch/README.md: 7, 8, 11). With `PROGRAM runsc --precompiled ARGS` it uses the
+// `PROGRAM runsc ARGS` is gVisor's own command line, a reference of benchmarks: in a
+// build without patches, gVisor as it is published, and in one with them the same but
+// for those that make a running sandbox's system calls cheaper, and its state
+// (patch/README.md: 7, 8, 11). With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {
