@@ -185,6 +185,9 @@ func (r *run) rows(ctx context.Context) error {
 	if r.refs.missing = r.writePublished(ctx); r.refs.missing != nil {
 		errs = append(errs, fmt.Errorf("reference: %w", r.refs.missing))
 	}
+	if ctx.Err() != nil {
+		return errors.Join(errs...) // nothing can be measured
+	}
 	for _, p := range plan() {
 		if len(r.opts.Rows) > 0 && !slices.Contains(r.opts.Rows, p.number) {
 			continue
