@@ -128,7 +128,7 @@ func (s *Store) index(ctx context.Context, name string) (*index, error) {
 	}
 	body, err := s.unsealIndex(raw)
 	if isKeyError(err) {
-		return nil, hearth.Wrap(hearth.FailedPrecondition, err, "packed file %.12s cannot be read: %s", name, err.Error())
+		return nil, unreadable(err, name)
 	}
 	if err != nil {
 		return nil, damaged(err, name, "its index is not what was written")

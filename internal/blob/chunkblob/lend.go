@@ -68,7 +68,7 @@ func (s *Store) Lend(ctx context.Context, name string) (_ blob.Loan, err error) 
 		loan.Files = append(loan.Files, f)
 		key, err := s.packKey(f)
 		if isKeyError(err) {
-			return blob.Loan{}, hearth.Wrap(hearth.FailedPrecondition, err, "packed file %.12s cannot be read: %s", name, err.Error())
+			return blob.Loan{}, unreadable(err, name)
 		}
 		if err != nil {
 			return blob.Loan{}, damaged(err, name, fmt.Sprintf("its pack %.12s", pack))

@@ -163,6 +163,12 @@ func nonceAt(at int64) []byte {
 // indexNonce is that of an index's body; no chunk's is like it.
 func indexNonce() []byte { return bytes.Repeat([]byte{0xff}, 12) }
 
+// unreadable names the file that could not be opened for want of its key. The caller
+// is shown which key it needs, so it is the message, and no cause that would say it again.
+func unreadable(err error, name string) error {
+	return hearth.Errorf(hearth.FailedPrecondition, "packed file %.12s cannot be read: %s", name, err.Error())
+}
+
 // isKeyError reports whether an object could not be opened for want of its key.
 func isKeyError(err error) bool {
 	_, ours := errors.AsType[*hearth.Error](err)

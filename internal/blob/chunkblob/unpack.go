@@ -82,7 +82,7 @@ func (s *Store) walk(ctx context.Context, name string, ix *index, chunk func(at 
 
 func damagedChunk(err error, name string, i int, ix *index, at int64) error {
 	if isKeyError(err) {
-		return hearth.Wrap(hearth.FailedPrecondition, err, "packed file %.12s cannot be read: %s", name, err.Error())
+		return unreadable(err, name)
 	}
 	e := ix.extents[i]
 	return damaged(err, name, fmt.Sprintf("chunk %d of %d, bytes %d to %d, in pack %.12s", i, len(ix.extents), at, at+int64(e.length), ix.packs[e.pack]))
