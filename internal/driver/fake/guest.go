@@ -62,13 +62,6 @@ func (g *Guest) ServeHTTP(port uint16, h http.Handler) {
 	})
 }
 
-// SetUsage replaces what Machine.Usage reports.
-func (g *Guest) SetUsage(u driver.Usage) {
-	g.m.mu.Lock()
-	defer g.m.mu.Unlock()
-	g.m.usage = u
-}
-
 // End makes the guest die of its own accord.
 func (g *Guest) End(exit driver.Exit) { g.m.die(exit) }
 

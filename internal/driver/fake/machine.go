@@ -29,14 +29,12 @@ type machine struct {
 	exit  driver.Exit
 	dead  bool
 	conns map[net.Conn]struct{} // guest side of open connections
-	usage driver.Usage
-	wait  sync.WaitGroup // handlers of connections
+	wait  sync.WaitGroup        // handlers of connections
 }
 
 func newMachine(host *Host, spec driver.Spec, memory map[string]string) *machine {
 	m := &machine{host: host, spec: spec, done: make(chan struct{}), gate: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	close(m.gate)
-	m.usage = driver.Usage{Memory: 8 << 20, MemoryMax: int64(spec.Resources.MemoryMiB) << 20}
 	m.guest = &Guest{m: m, memory: memory, ports: map[uint16]func(net.Conn){}, restored: spec.From != nil && !spec.From.FilesOnly}
 	return m
 }
@@ -160,7 +158,7 @@ func (m *machine) CheckpointFiles(ctx context.Context, dir string) (*driver.Chec
 	return &driver.Checkpoint{Driver: Name, Key: m.host.cfg.Key, Dir: dir, Files: []string{stateFile}, FilesOnly: true}, nil
 }
 
-// Usage is what Guest.SetUsage set.
+// Usage is the same for all machines: 8 MiB.
 func (m *machine) Usage(ctx context.Context) (driver.Usage, error) {
 	if err := m.host.before(ctx, UsageOf, m.spec.ID); err != nil {
 		return driver.Usage{}, err
@@ -170,7 +168,7 @@ func (m *machine) Usage(ctx context.Context) (driver.Usage, error) {
 	if m.dead {
 		return driver.Usage{}, m.ended()
 	}
-	return m.usage, nil
+	return driver.Usage{Memory: 8 << 20, MemoryMax: int64(m.spec.Resources.MemoryMiB) << 20}, nil
 }
 
 func (m *machine) Done() <-chan struct{} { return m.done }
