@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // MakeRoot makes the tree of the machines' one layer: next to nothing, and testguest
@@ -26,19 +27,27 @@ func MakeRoot(dir string) error {
 }
 
 // MakeGuest builds what the machines have at /.guest, in dir: testguest, the guest
-// daemon, and Python if the host has one.
+// daemon as the Makefile builds it, and Python if the host has one.
 func MakeGuest(ctx context.Context, dir string) error {
-	for name, pkg := range map[string]string{
-		"testguest":    "hearth/internal/driver/drivertest/testguest",
-		"hearth-guest": "hearth/cmd/hearth-guest",
+	module, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return fmt.Errorf("go env GOMOD: %w", err)
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "testguest"), "hearth/internal/driver/drivertest/testguest"},
+		{"make", "-C", filepath.Dir(strings.TrimSpace(string(module))), "guest", "GUEST=" + filepath.Join(dir, "hearth-guest")},
 	} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, name), pkg)
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
+			return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, text)
 		}
 	}
-	err := copyPython(ctx, filepath.Join(dir, "python"))
+	err = copyPython(ctx, filepath.Join(dir, "python"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
