@@ -3,11 +3,13 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
 
+	"hearth/internal/control/archive"
 	"hearth/internal/control/lanes"
 	"hearth/internal/control/retry"
 	"hearth/internal/control/wish"
@@ -33,7 +35,7 @@ func (c *Controller) Create(ctx context.Context, req CreateRequest) (*hearth.San
 	t, b, err := c.catalog.Resolve(ctx, req.Team, ref)
 	end()
 	if missing(err) {
-		if sb, serr := c.createFrom(ctx, req, ref); !missing(serr) {
+		if sb, serr := c.createFrom(ctx, req, ref); !missing(serr) || errors.Is(serr, archive.ErrTag) {
 			return sb, serr
 		}
 	}

@@ -133,6 +133,9 @@ func TestStepsOfNobody(t *testing.T) {
 			t.Errorf("a sandbox that is not there: %v", err)
 		}
 		sameWords(t, told(t, p, id))
+		if _, err := p.KeepStep(t.Context(), "t1", id, 1, control.SnapshotRequest{}); hearth.KindOf(err) != hearth.NotFound || !strings.Contains(err.Error(), "none has been taken") {
+			t.Errorf("a step of a sandbox without any: %v", err)
+		}
 	})
 	synctest.Test(t, func(t *testing.T) {
 		p := newWorld(t).run(control.Limits{})
@@ -255,6 +258,12 @@ func TestStepsAreThinned(t *testing.T) {
 		rows, err := w.store.ListSnapshots(ctx)
 		if err != nil || len(rows) != len(h.Steps)+1 {
 			t.Errorf("%d rows for %d steps, %v", len(rows), len(h.Steps), err)
+		}
+
+		for step, says := range map[int64]string{61: "has no step 61: its last one is 60", 1: "has no step 1 any more"} {
+			if _, err := p.KeepStep(ctx, "t1", id, step, control.SnapshotRequest{}); hearth.KindOf(err) != hearth.NotFound || !strings.Contains(err.Error(), says) {
+				t.Errorf("step %d: %v, want %q", step, err, says)
+			}
 		}
 
 		// What lies beneath counts, too, and cannot be thinned.

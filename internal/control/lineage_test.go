@@ -54,3 +54,29 @@ func TestTreeWeighs(t *testing.T) {
 		w.mu.Unlock()
 	})
 }
+
+// TestTagsOfNames: a snapshot whose name is there under other tags is told from a
+// name that nothing has.
+func TestTagsOfNames(t *testing.T) {
+	inHistory(t, 0, func(t *testing.T, w *world, p *process, id hearth.SandboxID) {
+		for _, tag := range []string{"v1", "v2"} {
+			if _, err := p.Snapshot(t.Context(), "t1", id, control.SnapshotRequest{Alias: "keep", Tag: tag}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for ref, want := range map[string]string{
+			"keep:nope": "tag 'nope' does not exist for snapshot 'keep'",
+			"keep":      "tag 'default' does not exist for snapshot 'keep'",
+			"kept:nope": "template 'kept' not found",
+			"base:nope": "tag 'nope' does not exist for template 'base'",
+		} {
+			_, err := p.Create(t.Context(), control.CreateRequest{Team: "t1", Template: ref, Timeout: time.Hour})
+			if shown := hearth.Shown(err); hearth.KindOf(err) != hearth.NotFound || shown != want {
+				t.Errorf("%s: %v, want %q", ref, err, want)
+			}
+		}
+		if err := p.DeleteSnapshot(t.Context(), "t1", "keep:nope"); hearth.KindOf(err) != hearth.NotFound {
+			t.Errorf("a tag that is not there is deleted: %v", err)
+		}
+	})
+}

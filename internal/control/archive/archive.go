@@ -377,11 +377,22 @@ func (a *Archive) Find(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*
 	if err != nil {
 		return nil, err
 	}
-	if len(list) == 0 {
-		return nil, none
+	if len(list) > 0 {
+		return list[0], nil
 	}
-	return list[0], nil
+	tag := f.Tag
+	f.Tag = ""
+	switch tagged, _, err := a.List(ctx, f, store.Page{Limit: 1}); {
+	case err != nil:
+		return nil, err
+	case len(tagged) > 0:
+		return nil, hearth.Wrap(hearth.NotFound, ErrTag, "tag '%s' does not exist for snapshot '%s'", tag, ref.Name)
+	}
+	return nil, none
 }
+
+// ErrTag is why a snapshot is not found whose name exists with other tags.
+var ErrTag = errors.New("no such tag")
 
 // offered reports whether a team may start sandboxes from a snapshot.
 func offered(s *hearth.Snapshot, team hearth.TeamID) bool {

@@ -333,7 +333,13 @@ func (k *Keeper) Find(ctx context.Context, sb *hearth.Sandbox, step int64) (*hea
 			return nil, hearth.Errorf(hearth.FailedPrecondition, "step %d of sandbox '%s' could not be taken: %s", step, sb.ID, s.Reason)
 		}
 	}
-	return nil, hearth.Errorf(hearth.NotFound, "sandbox '%s' has no step %d; steps it had are thinned, see its history", sb.ID, step)
+	switch {
+	case sb.Lifecycle.Steps == 0:
+		return nil, hearth.Errorf(hearth.NotFound, "sandbox '%s' has no step %d: none has been taken of it", sb.ID, step)
+	case step > sb.Lifecycle.Steps:
+		return nil, hearth.Errorf(hearth.NotFound, "sandbox '%s' has no step %d: its last one is %d", sb.ID, step, sb.Lifecycle.Steps)
+	}
+	return nil, hearth.Errorf(hearth.NotFound, "sandbox '%s' has no step %d any more: it was thinned or deleted, its history shows those that are left", sb.ID, step)
 }
 
 // End forgets the history of a sandbox that is no more, now or with Retry.
