@@ -42,6 +42,7 @@ type Info struct {
 	State     string            `json:"state"` // running or paused
 	StartedAt time.Time         `json:"startedAt"`
 	EndAt     time.Time         `json:"endAt"`
+	Timeout   int               `json:"timeout"` // seconds, as asked for at create; Info alone has it
 	Metadata  map[string]string `json:"metadata"`
 	VCPUs     int               `json:"cpuCount"`
 	MemoryMiB int               `json:"memoryMB"`

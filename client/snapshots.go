@@ -13,8 +13,12 @@ import (
 
 // Snapshot is a sandbox's state that was kept.
 type Snapshot struct {
-	ID    string   `json:"snapshotID"` // what Create takes as its template
-	Names []string `json:"names"`
+	ID        string    `json:"snapshotID"` // what Create takes as its template
+	Names     []string  `json:"names"`
+	Sandbox   string    `json:"sandboxID"` // that it was taken of
+	Template  string    `json:"templateID"`
+	CreatedAt time.Time `json:"createdAt"`
+	Bytes     int64     `json:"bytes"` // of its own files, without what they refer to
 }
 
 // Snapshot keeps a running sandbox's memory and files under a name, name[:tag],

@@ -109,6 +109,7 @@ func (s *server) toDetail(sb *hearth.Sandbox) rest.SandboxDetail {
 			AutoResume: sb.AutoResume,
 			OnTimeout:  rest.SandboxLifecycleOnTimeout(or(some(sb.OnTimeout), hearth.KillOnTimeout)),
 		},
+		Timeout: some(int32(sb.Timeout / time.Second)),
 	}
 	if l.State == "running" {
 		out.Domain = some(s.domain)

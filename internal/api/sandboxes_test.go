@@ -129,7 +129,7 @@ func TestDetailGolden(t *testing.T) {
 		"startedAt":"2026-11-22T10:00:01Z","endAt":"2026-11-22T10:01:01Z","envdVersion":"0.6.13",
 		"envdAccessToken":"access-i00000000000000000001","allowInternetAccess":false,"domain":"e2b.test",
 		"cpuCount":2,"memoryMB":512,"diskSizeMB":1024,"metadata":{"a":"b"},"state":"running",
-		"network":{"allowPublicTraffic":true,"denyOut":["0.0.0.0/0"]},"lifecycle":{"autoResume":false,"onTimeout":"pause"}}`
+		"network":{"allowPublicTraffic":true,"denyOut":["0.0.0.0/0"]},"lifecycle":{"autoResume":false,"onTimeout":"pause"},"timeout":60}`
 	w := f.do("GET", "/sandboxes/"+id+"-6532622b", "")
 	want(t, w, 200)
 	sameJSON(t, golden, w.Body.String())

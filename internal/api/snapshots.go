@@ -67,14 +67,19 @@ func (s *server) CreateSnapshot(ctx context.Context, req rest.CreateSnapshotRequ
 
 // toSnapshot names a snapshot as create takes it.
 func toSnapshot(team *hearth.Team, snap *hearth.Snapshot) rest.SnapshotInfo {
+	out := rest.SnapshotInfo{
+		SnapshotID: string(snap.ID) + ":default", Names: []string{}, Bytes: new(snap.Bytes()),
+		SandboxID: some(string(snap.Sandbox)), TemplateID: some(string(snap.Template)), CreatedAt: new(snap.Created.UTC()),
+	}
 	if snap.Alias == "" {
-		return rest.SnapshotInfo{SnapshotID: string(snap.ID) + ":default", Names: []string{}}
+		return out
 	}
 	name := snap.Alias
 	if team.Slug != "" {
 		name = team.Slug + "/" + name
 	}
-	return rest.SnapshotInfo{SnapshotID: name + ":" + snap.Tag, Names: []string{name}}
+	out.SnapshotID, out.Names = name+":"+snap.Tag, []string{name}
+	return out
 }
 
 // ListSnapshots returns one page of the team's snapshots.

@@ -14,16 +14,17 @@ func TestSnapshotCalls(t *testing.T) {
 		status             int
 		want               string
 	}{
-		{"POST", "/sandboxes/" + id + "/snapshots", `{}`, 201, `{"names":[],"snapshotID":"s00000000000000000000:default"}`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{}`, 201, `"names":[],"sandboxID":"` + id + `","snapshotID":"s00000000000000000000:default"`},
 		{"POST", "/sandboxes/" + id + "/snapshots", ``, 201, `"s00000000000000000001:default"`},
-		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"golden"}`, 201, `{"names":["first/golden"],"snapshotID":"first/golden:default"}`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"golden"}`, 201, `{"bytes":7,"createdAt":"`},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"golden:v2"}`, 201, `/golden:v2"`},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"else/golden"}`, 400, "namespace 'else' must match your team"},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"Not A Name!"}`, 400, "Invalid template reference"},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":7}`, 400, "name"},
 		{"POST", "/sandboxes/inone/snapshots", `{}`, 404, "doesn't exist"},
 		{"GET", "/snapshots?sandboxID=" + id, "", 200, `golden:v2`},
-		{"GET", "/snapshots?limit=1", "", 200, `[{"names":[],"snapshotID":"s00000000000000000000:default"`},
+		{"GET", "/snapshots?sandboxID=" + id, "", 200, `"names":["first/golden"],"sandboxID":"` + id + `","snapshotID":"first/golden:default"`},
+		{"GET", "/snapshots?limit=1", "", 200, `"names":[],"sandboxID":"` + id + `","snapshotID":"s00000000000000000000:default"`},
 		{"GET", "/snapshots?limit=0", "", 400, "limit"},
 		{"GET", "/snapshots?sandboxID=..%2F", "", 400, "Invalid sandbox ID"},
 		{"POST", "/sandboxes/" + id + "/fork", `{"count":2,"timeout":60}`, 201, `"error":{"code":429,"message":"no room"}`},

@@ -68,17 +68,17 @@ func lifetime(d time.Duration) error {
 
 type sandboxCreateCmd struct {
 	dataFlag
-	Template   string        `arg:"" optional:"" default:"base" help:"Template."`
-	Timeout    time.Duration `default:"5m" help:"Life of the sandbox."`
-	Metadata   []string      `sep:"none" placeholder:"NAME=VALUE" help:"Metadata; may be repeated."`
-	Env        []string      `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
-	NoInternet bool          `help:"Nothing outside is reachable."`
-	AutoPause  bool          `help:"Pause at the end of its life instead of killing."`
-	Files      bool          `help:"With --auto-pause: keep the files alone; it boots when it is resumed."`
-	Idle       time.Duration `help:"Pause it when no request to it has been under way for so long; default: never."`
-	AutoResume bool          `help:"Let traffic resume it when it is paused."`
-	History    budget        `placeholder:"BYTES" help:"Keep what it is after each command and cell, within so many bytes (--history=512MiB); alone: 1GiB."`
-	Driver     string        `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
+	Template   string         `arg:"" optional:"" default:"base" help:"Template."`
+	Timeout    time.Duration  `default:"5m" help:"Life of the sandbox."`
+	Metadata   []string       `sep:"none" placeholder:"NAME=VALUE" help:"Metadata; may be repeated."`
+	Env        []string       `sep:"none" placeholder:"NAME=VALUE" help:"Environment of every process in it; may be repeated."`
+	NoInternet bool           `help:"Nothing outside is reachable."`
+	AutoPause  bool           `help:"Pause at the end of its life instead of killing."`
+	Files      bool           `help:"With --auto-pause: keep the files alone; it boots when it is resumed."`
+	Idle       *time.Duration `help:"Pause it when no request to it has been under way for so long, at least 5s; default: never."`
+	AutoResume bool           `help:"Let traffic resume it when it is paused."`
+	History    budget         `placeholder:"BYTES" help:"Keep what it is after each command and cell, within so many bytes (--history=512MiB); alone: 1GiB."`
+	Driver     string         `help:"Isolation technology, one that the server offers; default: the template's, else the server's choice."`
 }
 
 // Run prints the new sandbox's ID.
@@ -86,11 +86,17 @@ func (s *sandboxCreateCmd) Run(in *invocation) error {
 	if err := lifetime(s.Timeout); err != nil {
 		return err
 	}
+	if s.Idle != nil && *s.Idle <= 0 { // the client would take it for "never"
+		return hearth.Errorf(hearth.InvalidArgument, "--idle %s must be at least 5s; without it the sandbox is never paused for being idle", *s.Idle)
+	}
 	c, err := s.server(in)
 	if err != nil {
 		return err
 	}
-	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, FilesOnly: s.Files, AutoResume: s.AutoResume, Idle: s.Idle, History: int64(s.History), Driver: s.Driver}
+	o := client.CreateOptions{Template: s.Template, Timeout: s.Timeout, NoInternet: s.NoInternet, AutoPause: s.AutoPause, FilesOnly: s.Files, AutoResume: s.AutoResume, History: int64(s.History), Driver: s.Driver}
+	if s.Idle != nil {
+		o.Idle = *s.Idle
+	}
 	if o.Metadata, err = pairs("metadata", s.Metadata); err != nil {
 		return err
 	}
@@ -260,20 +266,30 @@ func (s *sandboxPauseCmd) Run(in *invocation) error {
 
 type sandboxResumeCmd struct {
 	dataFlag
-	ID      string        `arg:"" help:"Sandbox."`
-	Timeout time.Duration `default:"5m" help:"Life of the sandbox from now on."`
+	ID      string         `arg:"" help:"Sandbox."`
+	Timeout *time.Duration `help:"Life of the sandbox from now on; default: what it was created with."`
 }
 
 // Run returns when the sandbox runs.
 func (s *sandboxResumeCmd) Run(in *invocation) error {
-	if err := lifetime(s.Timeout); err != nil {
-		return err
+	if s.Timeout != nil {
+		if err := lifetime(*s.Timeout); err != nil {
+			return err
+		}
 	}
 	c, err := s.server(in)
 	if err != nil {
 		return err
 	}
-	_, err = c.Connect(in.ctx, s.ID, s.Timeout)
+	life := s.Timeout
+	if life == nil {
+		info, err := c.Info(in.ctx, s.ID)
+		if err != nil {
+			return remote(err)
+		}
+		life = new(time.Duration(info.Timeout) * time.Second)
+	}
+	_, err = c.Connect(in.ctx, s.ID, *life)
 	return remote(err)
 }
 

@@ -78,6 +78,9 @@ func TestCreateArguments(t *testing.T) {
 		{"a history of nothing", []string{"--history=0"}, exitUsage, "must be a number of bytes"},
 		{"a history of nonsense", []string{"--history=1MB"}, exitUsage, "must be a number of bytes"},
 		{"a history beyond numbers", []string{"--history=9999999999999TiB"}, exitUsage, "must be a number of bytes"},
+		{"idleness", []string{"--idle=90s"}, 0, `"idleTimeout":90`},
+		{"idle from the start", []string{"--idle=0s"}, exitUsage, "--idle 0s must be at least 5s"},
+		{"negative idleness", []string{"--idle=-1s"}, exitUsage, "--idle -1s must be at least 5s"},
 		{"no life", []string{"--timeout=0"}, exitUsage, "must be more than 0"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -112,5 +115,42 @@ func TestWordsArriveAsTheyAre(t *testing.T) {
 		if got := commandLine(line); got != "echo a; echo b | cat" {
 			t.Errorf("the line %q becomes %q", line, got)
 		}
+	}
+}
+
+// TestResumeKeepsTheLife: a sandbox that is resumed lives as long as its create asked
+// for, unless the command says how long.
+func TestResumeKeepsTheLife(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		code int
+		want string // in the requests or the complaint
+	}{
+		{nil, 0, `connect {"timeout":7200}`},
+		{[]string{"--timeout=90s"}, 0, `connect {"timeout":90}`},
+		{[]string{"--timeout=0s"}, exitUsage, "--timeout 0s must be more than 0"},
+	} {
+		asked := answers(t, map[string]string{
+			"GET /sandboxes/i1":             `{"sandboxID":"i1","state":"paused","timeout":7200}`,
+			"POST /v2/sandboxes/i1/connect": `{"sandboxID":"i1","templateID":"t"}`,
+		})
+		code, _, complaint := run(append([]string{"sandbox", "resume", "i1"}, tc.args...)...)
+		if got := strings.Join(*asked, "\n") + complaint; code != tc.code || !strings.Contains(got, tc.want) {
+			t.Errorf("%q: %d and %q, want %d and %q", tc.args, code, got, tc.code, tc.want)
+		}
+	}
+}
+
+func TestSnapshotList(t *testing.T) {
+	answers(t, map[string]string{
+		"GET /templates": `[{"templateID":"t1","aliases":["base"]}]`,
+		"GET /snapshots": `[{"snapshotID":"me/golden:v2","names":["me/golden"],"sandboxID":"i1","templateID":"t1","createdAt":"2026-01-02T03:04:05Z","bytes":94371840},
+			{"snapshotID":"s1:default","names":[],"sandboxID":"i2","templateID":"t2","createdAt":"2026-01-02T03:04:05Z","bytes":7}]`,
+	})
+	code, out, complaint := run("snapshot", "list")
+	lines := strings.Split(out, "\n")
+	if code != 0 || len(lines) != 4 || !strings.HasPrefix(lines[1], "me/golden:v2  i1       base      2026-01-") || !strings.HasSuffix(lines[1], "  90 MiB") ||
+		!strings.HasPrefix(lines[2], "s1:default    i2       t2        2026-01-") || !strings.HasSuffix(lines[2], "  7 B") {
+		t.Errorf("%d %s\n%s", code, complaint, out)
 	}
 }

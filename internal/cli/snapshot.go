@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -25,21 +26,30 @@ type snapshotListCmd struct {
 	Sandbox string `help:"Only those of this sandbox."`
 }
 
-// Run prints an ID per line, newest first.
+// Run prints a table, newest first. What create takes is the name of a snapshot that has one.
 func (s *snapshotListCmd) Run(in *invocation) error {
 	c, err := s.server(in)
 	if err != nil {
 		return err
 	}
+	list, err := c.Templates(in.ctx)
+	if err != nil {
+		return remote(err)
+	}
+	names := map[string]string{}
+	for _, t := range list {
+		names[t.ID] = strings.Join(t.Aliases, ",")
+	}
+	w := tabwriter.NewWriter(in.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SNAPSHOT\tSANDBOX\tTEMPLATE\tTAKEN\tSIZE")
 	for snap, err := range c.Snapshots(in.ctx, s.Sandbox) {
 		if err != nil {
 			return remote(err)
 		}
-		if _, err := fmt.Fprintln(in.out, snap.ID); err != nil {
-			return err
-		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", snap.ID, cmp.Or(snap.Sandbox, "-"), cmp.Or(names[snap.Template], snap.Template, "-"),
+			snap.CreatedAt.Local().Format(time.DateTime), size(snap.Bytes))
 	}
-	return nil
+	return w.Flush()
 }
 
 type snapshotDeleteCmd struct {

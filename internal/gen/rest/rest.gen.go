@@ -445,6 +445,9 @@ type SandboxDetail struct {
 	StartedAt  time.Time           `json:"startedAt"`
 	State      SandboxState        `json:"state"`
 	TemplateID string              `json:"templateID"`
+
+	// Timeout Hearth's own: seconds, as asked for at create. Traffic that resumes it lets it live for so long again.
+	Timeout *int32 `json:"timeout,omitempty"`
 }
 
 // SandboxForkRequest defines model for SandboxForkRequest.
@@ -594,10 +597,21 @@ type SnapshotDiff struct {
 
 // SnapshotInfo defines model for SnapshotInfo.
 type SnapshotInfo struct {
-	Names []string `json:"names"`
+	// Bytes Hearth's own: of its own files, without what they refer to.
+	Bytes *int64 `json:"bytes,omitempty"`
+
+	// CreatedAt Hearth's own.
+	CreatedAt *time.Time `json:"createdAt,omitempty"`
+	Names     []string   `json:"names"`
+
+	// SandboxID Hearth's own: that it was taken of.
+	SandboxID *string `json:"sandboxID,omitempty"`
 
 	// SnapshotID team/name:tag if it has a name, else an ID and :default.
 	SnapshotID string `json:"snapshotID"`
+
+	// TemplateID Hearth's own: the template of that sandbox.
+	TemplateID *string `json:"templateID,omitempty"`
 }
 
 // Team defines model for Team.
