@@ -64,9 +64,12 @@ func (g gateway) FindSigned(_ context.Context, u edge.SignedURL) (hearth.Sandbox
 }
 
 // Wake implements edge.Waker: traffic resumes a sandbox whose owner asked for that,
-// when it carries the token that the port wants.
+// when it carries the token that the port wants. A pause under way is waited for.
 func (g gateway) Wake(ctx context.Context, id hearth.SandboxID, knock edge.Knock) (edge.Route, error) {
 	r, ok := g.control.Route(id)
+	if ok && !r.AutoResume && r.State == hearth.Pausing {
+		return edge.Route{}, hearth.Errorf(hearth.Aborted, "sandbox %s is %s", id, r.State)
+	}
 	if !ok || !r.AutoResume {
 		return edge.Route{}, hearth.Errorf(hearth.NotFound, "The sandbox was not found")
 	}

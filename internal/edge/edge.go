@@ -274,13 +274,8 @@ func (e *Edge) admit(r *http.Request, t target) (Route, *answer) {
 
 // wake waits until a sandbox that does not run does so.
 func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
-	switch route.State {
-	case hearth.Creating, hearth.Pausing, hearth.Reverting:
-		return Route{}, hearth.Errorf(hearth.Aborted, "sandbox %s is %s", t.id, route.State)
-	case hearth.Paused, hearth.Resuming:
-		if e.deps.Waker == nil {
-			break
-		}
+	switch s := route.State; {
+	case e.deps.Waker != nil && (s == hearth.Pausing || s == hearth.Paused || s == hearth.Resuming):
 		knock := Knock{Port: t.port, Token: r.Header.Get(TokenHeader)}
 		if t.port == guest.Port {
 			knock.Token = r.Header.Get(GuestHeader)
@@ -289,6 +284,8 @@ func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
 			hearth.Errorf(hearth.DeadlineExceeded, "it did not start within %s", e.cfg.WakeTimeout))
 		defer cancel()
 		return e.deps.Waker.Wake(ctx, t.id, knock)
+	case s == hearth.Creating || s == hearth.Pausing || s == hearth.Reverting:
+		return Route{}, hearth.Errorf(hearth.Aborted, "sandbox %s is %s", t.id, s)
 	}
 	return Route{}, hearth.Errorf(hearth.NotFound, "sandbox %s is %s", t.id, route.State)
 }

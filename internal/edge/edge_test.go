@@ -474,12 +474,17 @@ func TestWake(t *testing.T) {
 		return Route{Sandbox: id, State: hearth.Running, Life: 2}, nil
 	}
 	_, s := town.open(t, Config{})
+	for _, state := range []hearth.State{hearth.Pausing, hearth.Paused, hearth.Resuming} {
+		town.change(alpha, func(r *Route) { r.State = state })
+		if code, body, _ := ask(t, s, alpha, 3000, func(r *http.Request) { r.Header.Set(TokenHeader, "t") }); code != 200 || body != "awake" {
+			t.Errorf("%s: %d %s", state, code, body)
+		}
+	}
 	for _, test := range []struct {
 		err  error
 		code int
 		want string
 	}{
-		{nil, 200, "awake"},
 		{hearth.Errorf(hearth.NotFound, "x"), 502, "not found"},
 		{hearth.Errorf(hearth.PermissionDenied, "x"), 403, "This sandbox can't be resumed with the credentials provided. "},
 		{hearth.Errorf(hearth.ResourceExhausted, ""), 429, "Sandbox limit reached"},
