@@ -65,10 +65,11 @@ func TestTagsOfNames(t *testing.T) {
 			}
 		}
 		for ref, want := range map[string]string{
-			"keep:nope": "tag 'nope' does not exist for snapshot 'keep'",
-			"keep":      "tag 'default' does not exist for snapshot 'keep'",
-			"kept:nope": "template 'kept' not found",
-			"base:nope": "tag 'nope' does not exist for template 'base'",
+			"keep:nope":    "tag 'nope' does not exist for snapshot 'keep'",
+			"keep":         "tag 'default' does not exist for snapshot 'keep'",
+			"them/keep:v1": "template 'them/keep' not found",
+			"kept:nope":    "template 'kept' not found",
+			"base:nope":    "tag 'nope' does not exist for template 'base'",
 		} {
 			_, err := p.Create(t.Context(), control.CreateRequest{Team: "t1", Template: ref, Timeout: time.Hour})
 			if shown := hearth.Shown(err); hearth.KindOf(err) != hearth.NotFound || shown != want {

@@ -369,7 +369,10 @@ func (a *Archive) Find(ctx context.Context, team hearth.TeamID, ref wish.Ref) (*
 		}
 		return s, err
 	}
-	f := store.SnapshotFilter{Team: team, Alias: ref.Alias(), Tag: ref.Tag}
+	if ref.Alias() != ref.Name { // another team's namespace: callers leave their own away
+		return nil, none
+	}
+	f := store.SnapshotFilter{Team: team, Alias: ref.Name, Tag: ref.Tag}
 	if f.Tag == "" {
 		f.Tag = DefaultTag
 	}

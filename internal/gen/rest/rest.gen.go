@@ -604,7 +604,7 @@ type SnapshotInfo struct {
 	CreatedAt *time.Time `json:"createdAt,omitempty"`
 	Names     []string   `json:"names"`
 
-	// SandboxID Hearth's own: that it was taken of.
+	// SandboxID Hearth's own: that it was taken of; of an import an ID that no sandbox has.
 	SandboxID *string `json:"sandboxID,omitempty"`
 
 	// SnapshotID team/name:tag if it has a name, else an ID and :default.
