@@ -269,6 +269,10 @@ func TestWrongKeyIsSaid(t *testing.T) {
 		if _, err := p.lay("m", s1); hearth.KindOf(err) != hearth.FailedPrecondition || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, want an error that says %q", err, says)
 		}
+		var b bytes.Buffer // nothing of it: who asked is told by an answer, not by a file cut short
+		if err := p.shelf.Export(t.Context(), "s1", hearth.Build{}, "", &b); b.Len() > 0 || hearth.KindOf(err) != hearth.FailedPrecondition || !strings.Contains(err.Error(), says) {
+			t.Errorf("exported %d bytes, got %v, want an error that says %q", b.Len(), err, says)
+		}
 	}
 	p.reopen(0, key)
 	if _, err := p.lay("m", s1); err != nil {

@@ -54,6 +54,9 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 			files[f.SHA256] = f
 		}
 	}
+	if err := s.readable(ctx, files); err != nil {
+		return err
+	}
 	note := hearth.File{Name: SecretFile, Bytes: int64(len(secret)), SHA256: sumOf(secret)}
 	top := &c.Snapshots[0]
 	if secret != "" && !slices.ContainsFunc(top.Files, func(f hearth.File) bool { return f.Name == SecretFile }) {
@@ -75,6 +78,21 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 		}
 		return io.NopCloser(strings.NewReader(secret)), nil
 	})
+}
+
+// readable opens each file once, so that a file that is missing, or needs another key,
+// is told before the first byte is written.
+func (s *Shelf) readable(ctx context.Context, files map[string]hearth.File) error {
+	for _, f := range files {
+		r, err := s.open(ctx, f)
+		if err != nil {
+			return err
+		}
+		if err := r.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sumOf(text string) string {
