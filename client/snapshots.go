@@ -110,9 +110,22 @@ func (c *Client) Import(ctx context.Context, r io.Reader) (*Snapshot, error) {
 	return &out, nil
 }
 
-// DeleteSnapshot deletes a snapshot. What was made from it lives on.
+// DeleteSnapshot deletes a snapshot, by ID or name. What was made from it lives on.
+// The protocol has one call that deletes snapshots and templates: what is a template
+// is refused here.
 func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
-	return c.DeleteTemplate(ctx, id)
+	_, err := c.call(ctx, http.MethodGet, "/templates/aliases/"+url.PathEscape(id), nil, nil)
+	switch {
+	case err == nil:
+		return &Error{Status: http.StatusBadRequest, Message: fmt.Sprintf("'%s' is a template, not a snapshot", id)}
+	case !NotFound(err):
+		return err
+	}
+	err = c.DeleteTemplate(ctx, id)
+	if NotFound(err) {
+		return &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("snapshot '%s' not found", id)}
+	}
+	return err
 }
 
 // Fork is one of the sandboxes that Client.Fork was asked for, or why there is none.

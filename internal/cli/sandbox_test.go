@@ -154,3 +154,20 @@ func TestSnapshotList(t *testing.T) {
 		t.Errorf("%d %s\n%s", code, complaint, out)
 	}
 }
+
+// TestSnapshotDelete: one call of the protocol deletes snapshots and templates; the
+// command deletes snapshots.
+func TestSnapshotDelete(t *testing.T) {
+	asked := answers(t, map[string]string{
+		"GET /templates/aliases/base": `{"templateID":"t1","public":true}`,
+		"DELETE /templates/base":      ``, "DELETE /templates/golden:v2": ``,
+	})
+	for name, want := range map[string]string{"base": "400: 'base' is a template, not a snapshot", "golden:v2": "", "nope": "404: snapshot 'nope' not found"} {
+		if code, _, complaint := run("snapshot", "delete", name); (code == 0) != (want == "") || !strings.Contains(complaint, want) {
+			t.Errorf("%s: %d %q, want %q", name, code, complaint, want)
+		}
+	}
+	if got := strings.Join(*asked, "\n"); strings.Contains(got, "DELETE /templates/base") || !strings.Contains(got, "DELETE /templates/golden:v2") {
+		t.Errorf("asked for\n%s", got)
+	}
+}
