@@ -40,7 +40,8 @@ gvisor:
 
 # Every sandbox has the guest daemon in memory, so it is built small: without HTTP/2, which it
 # does not speak, and without inlining in what it rarely runs. docs/PERFORMANCE.md, "What the guest daemon holds".
-SELDOM := crypto/... vendor/... encoding/asn1 math/big google.golang.org/protobuf/... regexp/...
+SELDOM := crypto/... vendor/... encoding/... math/big google.golang.org/protobuf/... regexp/... connectrpc.com/... net net/... mime/... compress/... log/... \
+	fmt time reflect os os/... path/... text/... html/... github.com/... hearth/...
 SMALL := -tags nethttpomithttp2 $(foreach p,$(SELDOM),-gcflags=$(p)=-l)
 
 # Where it goes; the drivers' tests want one of their own.

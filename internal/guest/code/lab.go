@@ -4,13 +4,13 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
 
+	"hearth/internal/guest/code/pass"
 	"hearth/internal/hearth"
 )
 
@@ -33,20 +33,12 @@ type lab struct {
 // image, which shows the kernels of all Python contexts beside its own; requests
 // and WebSockets are then passed to it. Without one in the image the answer is 503.
 func (s *Service) JupyterHandler() http.Handler {
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = "http", "jupyter"
-			r.Out.Host = r.In.Host
+	proxy := &pass.Handler{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", s.labSocket())
 		},
-		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, "unix", s.labSocket())
-			},
-			MaxIdleConns: 16, IdleConnTimeout: time.Minute,
-		},
-		FlushInterval: -1,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+		Fail: func(w http.ResponseWriter, err error) {
 			refuse(w, http.StatusBadGateway, hearth.Wrap(hearth.Unavailable, err, "the Jupyter Server did not answer"))
 		},
 	}

@@ -21,6 +21,7 @@ import (
 	"hearth/internal/gen/guestv1/guestv1connect"
 	"hearth/internal/guest"
 	"hearth/internal/guest/code"
+	"hearth/internal/guest/daemon/httpserve"
 	"hearth/internal/guest/files"
 	"hearth/internal/guest/process"
 	"hearth/internal/guest/process/account"
@@ -122,7 +123,7 @@ func Listen(address string) (net.Listener, error) {
 // returns nil after ctx has ended, else why it could not go on. The code
 // interpreter, where there is one, gets its own two ports.
 func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
-	servers := map[*http.Server]net.Listener{d.server(d.handler): l}
+	servers := map[*httpserve.Server]net.Listener{d.server(d.handler): l}
 	if d.code != nil {
 		for port, h := range map[int]http.Handler{
 			guest.CodePort:    d.cells(d.code.serve((*code.Service).Handler)),
@@ -164,15 +165,11 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// server makes a server that waits for slow users but not for slow headers. It speaks
-// HTTP/1 alone, as the edge and the host do with it, whatever their own clients speak:
-// HTTP/2 would be a twentieth of the program.
-func (d *Daemon) server(h http.Handler) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeader, Protocols: protocols, ConnState: d.conns.track,
-		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+// server makes a server that waits for slow users but not for slow headers. It speaks HTTP/1 alone, as
+// the edge and the host do with it, whatever their own clients speak.
+func (d *Daemon) server(h http.Handler) *httpserve.Server {
+	return &httpserve.Server{
+		Handler: h, HeadTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		MaxHead: maxHeader, ConnState: d.conns.track, Log: d.log,
 	}
 }

@@ -45,12 +45,17 @@ func serve(t *testing.T) *fixture {
 func serveWith(t *testing.T, o Options) *fixture {
 	t.Helper()
 	d := New(o)
-	srv := httptest.NewUnstartedServer(d.Handler())
-	srv.Config.ConnState = d.conns.track
-	srv.Start()
-	f := &fixture{T: t, daemon: d, reaper: o.Reaper, url: srv.URL, hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	srv := d.server(d.Handler())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	f := &fixture{T: t, daemon: d, reaper: o.Reaper, url: "http://" + l.Addr().String(), hc: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	t.Cleanup(func() {
-		srv.Close()
+		_ = srv.Close()
+		<-served
 		d.conns.closeForwards()
 		d.process.Close()
 		d.files.Close()
