@@ -12,12 +12,14 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
-	maxHead = 1 << 20  // bytes of an answer's head
-	maxInfo = 5        // informational answers before the one that counts
-	piece   = 32 << 10 // bytes that are copied at once
+	maxHead = 1 << 20     // bytes of an answer's head
+	maxInfo = 5           // informational answers before the one that counts
+	piece   = 32 << 10    // bytes that are copied at once
+	grace   = time.Second // for an answer to a request that could not be passed on as a whole
 )
 
 // Handler passes on what it serves.
@@ -44,9 +46,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		upgrade = r.Header.Get("Upgrade")
 	}
 	unsent := outgoing(r, upgrade).Write(back)
+	if unsent != nil { // the client is gone, or the server, which may have said why
+		_ = back.SetReadDeadline(time.Now().Add(grace))
+	}
 	limited := &io.LimitedReader{R: back, N: maxHead}
 	buffered := bufio.NewReader(limited)
 	res, err := answer(buffered, r)
+	_ = back.SetReadDeadline(time.Time{})
 	switch {
 	case err != nil:
 		h.Fail(w, errors.Join(err, unsent))

@@ -180,6 +180,29 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestBrokenRequest: of a request that breaks off, server and client learn.
+func TestBrokenRequest(t *testing.T) {
+	broken := make(chan error, 1)
+	s := rig(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.ReadAll(r.Body)
+		broken <- err
+	}))
+	nc, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	_, _ = io.WriteString(nc, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+	_ = nc.(*net.TCPConn).CloseWrite()
+	res, err := http.ReadResponse(bufio.NewReader(nc), nil)
+	if err != nil || res.StatusCode != http.StatusBadGateway {
+		t.Errorf("%v, %v", res, err)
+	}
+	if err := <-broken; err == nil {
+		t.Error("the server took the beginning of a body for all of it")
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	s := front(t, func(context.Context) (net.Conn, error) { return nil, io.ErrClosedPipe })
 	res, err := s.Client().Get(s.URL)

@@ -433,3 +433,20 @@ func BenchmarkRequest(b *testing.B) {
 		})
 	}
 }
+
+// received counts the right answers of /echo to requests with the body abc.
+func received(t *testing.T, nc net.Conn, most int) (n int) {
+	t.Helper()
+	_ = nc.SetReadDeadline(time.Now().Add(patience))
+	from := bufio.NewReader(nc)
+	for range most {
+		res, err := http.ReadResponse(from, nil)
+		if err != nil {
+			return n
+		}
+		if b, _ := io.ReadAll(res.Body); string(b) == `POST /echo "abc" 3 ` {
+			n++
+		}
+	}
+	return n
+}
