@@ -236,12 +236,16 @@ func (c *conn) answer(r *http.Request) (goOn bool) {
 // refuse answers a request that was not understood.
 func (c *conn) refuse(r *refusal) {
 	text := fmt.Sprintf("%d %s: %s", r.status, http.StatusText(r.status), r.why)
-	_ = c.net.SetDeadline(time.Now().Add(farewell))
+	_ = c.net.SetDeadline(c.lastMoment())
 	fmt.Fprintf(c.w, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
 		r.status, http.StatusText(r.status), len(text), text)
 	if c.w.Flush() == nil {
 		c.linger()
 	}
+}
+
+func (c *conn) lastMoment() time.Time {
+	return time.Now().Add(max(c.server.farewell, farewell))
 }
 
 // linger gives the client time to read an answer: closing a connection that has unread bytes
@@ -250,7 +254,7 @@ func (c *conn) linger() {
 	if half, ok := c.net.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 		return
 	}
-	_ = c.net.SetReadDeadline(time.Now().Add(farewell))
+	_ = c.net.SetReadDeadline(c.lastMoment())
 	_, _ = io.Copy(io.Discard, io.LimitReader(c.net, maxDrain))
 }
 

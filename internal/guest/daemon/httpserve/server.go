@@ -35,6 +35,8 @@ type Server struct {
 	// Log takes the panics of handlers, which end a connection and nothing else.
 	Log *slog.Logger
 
+	farewell time.Duration // as the constant; longer in tests, where nothing may depend on it
+
 	mu        sync.Mutex
 	closed    bool
 	listeners map[net.Listener]struct{}
