@@ -92,6 +92,7 @@ func reservedAnswer(r *http.Request) *answer {
 // failed answers a request that could not be passed on.
 func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 	q := r.Context().Value(requestKey{}).(*request)
+	q.early(w.Header())
 	if r.Context().Err() != nil && !q.life.ended() {
 		w.WriteHeader(http.StatusBadGateway) // the client has gone; nobody reads this
 		return

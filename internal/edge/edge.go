@@ -21,6 +21,8 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"errors"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -185,8 +187,12 @@ func (e *Edge) newProxy(b *buffers) *httputil.ReverseProxy {
 		Transport:     throughLife{},
 		FlushInterval: -1, // at once
 		BufferPool:    b,
-		ErrorHandler:  e.failed,
-		ErrorLog:      log.New(quiet{e.deps.Log}, "", 0),
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Request.Context().Value(requestKey{}).(*request).early(resp.Header)
+			return nil
+		},
+		ErrorHandler: e.failed,
+		ErrorLog:     log.New(quiet{e.deps.Log}, "", 0),
 	}
 }
 
@@ -196,6 +202,7 @@ type request struct {
 	route  Route
 	life   *life
 	step   *step // nil: it is none
+	body   *body // nil: it has none
 	shared bool  // it came by a signed URL: the host name is not the sandbox's own
 }
 
@@ -245,7 +252,36 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if isStream(r) {
 		proxy = e.streams
 	}
-	proxy.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		q.body = &body{ReadCloser: r.Body}
+		r.Body = q.body
+	}
+	proxy.ServeHTTP(w, r)
+}
+
+// body is the body of a request over HTTP/1.
+type body struct {
+	io.ReadCloser
+	all atomic.Bool // it was received to its end
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.all.Store(true)
+	}
+	return n, err
+}
+
+// early lets the client's connection end with an answer that begins before the
+// request's body was received. The server does not wait for the rest for ever, and
+// then would read what comes of it as the next request.
+func (q *request) early(h http.Header) {
+	if q.body != nil && !q.body.all.Load() {
+		h.Set("Connection", "close")
+	}
 }
 
 // isStream reports whether an answer will trickle for a long time: a stream of
