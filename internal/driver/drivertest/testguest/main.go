@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -118,6 +120,10 @@ func serveFile(w http.ResponseWriter, r *http.Request) {
 // hog takes memory and writes to every page of it. It is no part of the heap, so
 // that it can be given back whole, page tables included.
 func (g *guest) hog(w http.ResponseWriter, r *http.Request) {
+	// Its program stays in memory meanwhile: a kernel that may drop it reads it again and
+	// again before it calls the machine out of memory, for minutes where it is emulated.
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT)
+	defer func() { _ = unix.Munlockall() }()
 	for range number(r, "mib") {
 		b, err := syscall.Mmap(-1, 0, 1<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 		if err != nil {
