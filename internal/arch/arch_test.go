@@ -17,7 +17,7 @@ func within(rel string, list ...string) bool {
 var (
 	l0        = []string{"internal/hearth", "internal/trace"}
 	contracts = []string{"internal/driver", "internal/store", "internal/blob", "internal/node", "internal/guest"}
-	guestSide = []string{"internal/guest/daemon", "internal/guest/process", "internal/guest/files", "internal/guest/code"}
+	guestSide = []string{"internal/guest/daemon", "internal/guest/process", "internal/guest/files", "internal/guest/code", "internal/guest/splice"}
 	adapters  = []string{"internal/driver", "internal/store", "internal/blob", "internal/image", "internal/netns", "internal/egress", "internal/guest/embedded"}
 	services  = []string{"internal/placement", "internal/control", "internal/builder", "internal/edge", "internal/auth", "internal/node/agent"}
 	transport = []string{"internal/api", "internal/dash", "internal/guest/agentclient"}

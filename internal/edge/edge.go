@@ -310,8 +310,10 @@ func (e *Edge) admit(r *http.Request, t target) (Route, *answer) {
 
 // wake waits until a sandbox that does not run does so.
 func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
-	switch s := route.State; {
-	case e.deps.Waker != nil && (s == hearth.Pausing || s == hearth.Paused || s == hearth.Resuming):
+	s := route.State
+	wakes := s == hearth.Pausing || s == hearth.Paused || s == hearth.Resuming
+	switch {
+	case wakes && e.deps.Waker != nil:
 		knock := Knock{Port: t.port, Token: r.Header.Get(TokenHeader)}
 		if t.port == guest.Port {
 			knock.Token = r.Header.Get(GuestHeader)

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"hearth/internal/guest/files"
+	"hearth/internal/guest/splice"
 )
 
 const (
@@ -110,23 +110,5 @@ func (d *Daemon) forward(w http.ResponseWriter, r *http.Request) {
 	if _, err := front.Write([]byte(answer)); err != nil {
 		return
 	}
-	splice(front, buffered, back)
-}
-
-// splice copies both ways until both have ended or one has failed.
-func splice(front net.Conn, early io.Reader, back net.Conn) {
-	var both sync.WaitGroup
-	oneWay := func(dst net.Conn, src io.Reader) {
-		_, err := io.Copy(dst, src)
-		if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
-			err = half.CloseWrite()
-		}
-		if err != nil { // the other direction is of no use any more
-			_ = front.Close()
-			_ = back.Close()
-		}
-	}
-	both.Go(func() { oneWay(back, early) })
-	both.Go(func() { oneWay(front, back) })
-	both.Wait()
+	splice.Join(splice.End{Conn: front, From: buffered}, splice.End{Conn: back, From: back})
 }

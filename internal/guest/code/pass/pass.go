@@ -11,8 +11,9 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
+
+	"hearth/internal/guest/splice"
 )
 
 const (
@@ -174,18 +175,5 @@ func (h *Handler) join(w http.ResponseWriter, res *http.Response, early io.Reade
 	if rw.Flush() != nil {
 		return
 	}
-	var both sync.WaitGroup
-	oneWay := func(dst net.Conn, src io.Reader) {
-		_, err := io.Copy(dst, src)
-		if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
-			err = half.CloseWrite()
-		}
-		if err != nil { // the other direction is of no use any more
-			_ = front.Close()
-			_ = back.Close()
-		}
-	}
-	both.Go(func() { oneWay(back, rw.Reader) })
-	both.Go(func() { oneWay(front, early) })
-	both.Wait()
+	splice.Join(splice.End{Conn: front, From: rw.Reader}, splice.End{Conn: back, From: early})
 }
