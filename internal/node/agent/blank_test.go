@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -112,10 +113,13 @@ func TestBlankIsNotForAnotherShape(t *testing.T) {
 func TestPoolComesBeforeBlanks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooling(t, agent.Config{Blanks: 2})
+		var mu sync.Mutex
 		var order []string
 		p.on(func(_ context.Context, op string) error {
 			if op == "driver.start" || op == "driver.prepare" || op == "driver.restore" {
+				mu.Lock()
 				order = append(order, op)
+				mu.Unlock()
 			}
 			return nil
 		})
@@ -223,10 +227,10 @@ func TestBlankOfACancelledStart(t *testing.T) {
 func TestBlanksThatCannotBeMadeWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooling(t, agent.Config{Blanks: 2})
-		var tries int
+		var tries atomic.Int64
 		p.on(func(_ context.Context, op string) error {
 			if op == "driver.prepare" {
-				tries++
+				tries.Add(1)
 				return hearth.Wrap(hearth.Internal, syscall.ENOSPC, "machine's directory cannot be written")
 			}
 			return nil
@@ -234,8 +238,8 @@ func TestBlanksThatCannotBeMadeWait(t *testing.T) {
 		p.empty()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if tries < 2 || tries > 8 {
-			t.Fatalf("%d tries in a minute", tries)
+		if n := tries.Load(); n < 2 || n > 8 {
+			t.Fatalf("%d tries in a minute", n)
 		}
 		p.wantHeld(0)
 		req := p.restored()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -84,15 +85,14 @@ func (m *model) onOne(f func(*rapid.T, *modelBox)) func(*rapid.T) {
 // faults breaks one operation, perhaps, and reports whether it was met.
 func (m *model) faults(rt *rapid.T, ops ...string) (met func() bool) {
 	op := rapid.SampledFrom(append(ops, "none", "none")).Draw(rt, "fault")
-	var once sync.Once
-	var hit bool
-	m.on(func(_ context.Context, got string) (err error) {
-		if got == op {
-			once.Do(func() { err, hit = errBoom, true })
+	var hit atomic.Bool // an old machine is closed behind the answer, while met is asked
+	m.on(func(_ context.Context, got string) error {
+		if got == op && hit.CompareAndSwap(false, true) {
+			return errBoom
 		}
-		return err
+		return nil
 	})
-	return func() bool { m.on(nil); return hit }
+	return func() bool { m.on(nil); return hit.Load() }
 }
 
 func (m *model) start1(rt *rapid.T, b *modelBox) {

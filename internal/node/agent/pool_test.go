@@ -134,12 +134,12 @@ func TestPoolRehearses(t *testing.T) {
 	for _, broken := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			p := newPooling(t, agent.Config{})
-			rehearsed := 0
+			var rehearsed atomic.Int64
 			p.on(func(_ context.Context, op string) error {
 				if op != "guest.rehearse" {
 					return nil
 				}
-				rehearsed++
+				rehearsed.Add(1)
 				if broken {
 					return errBoom
 				}
@@ -147,8 +147,8 @@ func TestPoolRehearses(t *testing.T) {
 			})
 			p.keep(2)
 			p.wantHeld(2)
-			if rehearsed != 2 {
-				t.Fatalf("%d rehearsals of two machines", rehearsed)
+			if n := rehearsed.Load(); n != 2 {
+				t.Fatalf("%d rehearsals of two machines", n)
 			}
 			p.start(p.a, p.restored())
 			p.wantServed(1, 0)
@@ -245,10 +245,10 @@ func TestPoolMachineThatDiesIsReplaced(t *testing.T) {
 func TestPoolThatCannotBeFilledWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooling(t, agent.Config{})
-		var tries int
+		var tries atomic.Int64
 		p.on(func(_ context.Context, op string) error {
 			if op == "guest.ready" {
-				tries++
+				tries.Add(1)
 				return errBoom
 			}
 			return nil
@@ -256,8 +256,8 @@ func TestPoolThatCannotBeFilledWaits(t *testing.T) {
 		p.keep(2)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if tries < 2 || tries > 8 {
-			t.Fatalf("%d tries in a minute", tries)
+		if n := tries.Load(); n < 2 || n > 8 {
+			t.Fatalf("%d tries in a minute", n)
 		}
 		p.wantHeld(0)
 		p.on(nil)
@@ -339,6 +339,7 @@ func TestPoolOutlivesTheProcess(t *testing.T) {
 func TestUsersGoBeforeThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPooling(t, agent.Config{Starts: 1, PoolFills: 4})
+		var mu sync.Mutex
 		var order []bool // whether each start was a user's
 		gate := make(chan struct{})
 		p.on(func(_ context.Context, op string) error {
@@ -346,7 +347,9 @@ func TestUsersGoBeforeThePool(t *testing.T) {
 			case "driver.start":
 				<-gate
 			case "guest.init", "guest.ready":
+				mu.Lock()
 				order = append(order, op == "guest.init")
+				mu.Unlock()
 			}
 			return nil
 		})
