@@ -18,6 +18,7 @@ import (
 	"hearth/internal/config"
 	"hearth/internal/doctor"
 	"hearth/internal/driver/microvm/kvmprobe"
+	"hearth/internal/edge"
 	"hearth/internal/guest/embedded"
 	"hearth/internal/hearth"
 	"hearth/internal/netns"
@@ -146,6 +147,11 @@ func (a *App) run(ctx context.Context, l *net.TCPListener) error {
 	if err != nil {
 		return err
 	}
+	list, err := recipes(a.cfg, a.cache)
+	if err != nil {
+		return err
+	}
+	lane := a.traffic.Load().NewLane(newCrowd(l, descriptors()/share), edge.LaneTimes{Head: headerTime, Idle: idleTime})
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -153,13 +159,10 @@ func (a *App) run(ctx context.Context, l *net.TCPListener) error {
 		Handler: handler, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerBytes, Protocols: protocols,
 		ErrorLog: httpLog(a.opts.Log),
 	}
-	list, err := recipes(a.cfg, a.cache)
-	if err != nil {
-		return err
-	}
+	lane.Attach(srv)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := srv.Serve(newCrowd(l, descriptors()/share)); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.Serve(lane); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -168,10 +171,12 @@ func (a *App) run(ctx context.Context, l *net.TCPListener) error {
 		<-ctx.Done()
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
-		if err := srv.Shutdown(drain); err != nil {
-			return srv.Close()
+		err := srv.Shutdown(drain)
+		if err != nil {
+			err = srv.Close()
 		}
-		return nil
+		lane.Drain(drain)
+		return err
 	})
 	for _, service := range []func(context.Context) error{a.agent.Run, a.control.Run, a.builder.Run, a.shelf.Run} {
 		g.Go(func() error { return unlessDone(ctx, service(ctx)) })

@@ -147,7 +147,8 @@ type Edge struct {
 	cfg       Config
 	domain    string // lower case, without port
 	deps      Deps
-	bulk      *buffers
+	bulk      *buffers               // of large transfers
+	small     *buffers               // of streams and plain requests
 	transfers *httputil.ReverseProxy // for what is fast and ends
 	streams   *httputil.ReverseProxy // for what trickles and stays
 	passing   atomic.Int64           // requests under way
@@ -175,9 +176,9 @@ func New(cfg Config, deps Deps) *Edge {
 	}
 	e := &Edge{
 		cfg: cfg, domain: hostname(cfg.Domain), deps: deps,
-		bulk: &buffers{size: bulkBuffer}, lives: make(map[hearth.SandboxID]*life),
+		bulk: &buffers{size: bulkBuffer}, small: &buffers{size: streamBuffer}, lives: make(map[hearth.SandboxID]*life),
 	}
-	e.transfers, e.streams = e.newProxy(e.bulk), e.newProxy(&buffers{size: streamBuffer})
+	e.transfers, e.streams = e.newProxy(e.bulk), e.newProxy(e.small)
 	return e
 }
 
@@ -203,6 +204,7 @@ type request struct {
 	life   *life
 	step   *step // nil: it is none
 	body   *body // nil: it has none
+	sent   *sent // what the lane has begun; nil: nothing
 	shared bool  // it came by a signed URL: the host name is not the sandbox's own
 }
 
@@ -210,6 +212,8 @@ type requestKey struct{}
 
 // ServeHTTP passes a request on, or says why not.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	begun := takeSent(r.Context())
+	defer begun.drop()
 	if a := oversized(r); a != nil {
 		a.send(w, r)
 		return
@@ -243,7 +247,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// first byte of the answer would take the rest of the request away from the
 	// transport, which then breaks the answer off.
 	_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/2 is, always
-	q := &request{target: t, route: route, life: l, shared: !hasTarget(r) && !e.ours(r.Host)}
+	q := &request{target: t, route: route, life: l, sent: begun, shared: !hasTarget(r) && !e.ours(r.Host)}
 	if route.History {
 		q.step, r = e.steps(r, t)
 	}
@@ -358,11 +362,16 @@ func authorize(r *http.Request, t target, route Route) *answer {
 	if len(given) == 0 || given[0] == "" {
 		return tokenMissing(t)
 	}
-	want, got := sha256.Sum256([]byte(route.TrafficToken)), sha256.Sum256([]byte(given[0]))
-	if route.TrafficToken == "" || len(given) > 1 || !hmac.Equal(want[:], got[:]) {
+	if len(given) > 1 || !route.admits(given[0]) {
 		return tokenWrong(t)
 	}
 	return nil
+}
+
+// admits reports whether a token is the sandbox's.
+func (r Route) admits(token string) bool {
+	want, got := sha256.Sum256([]byte(r.TrafficToken)), sha256.Sum256([]byte(token))
+	return r.TrafficToken != "" && hmac.Equal(want[:], got[:])
 }
 
 // rewrite makes the request that the guest gets.
@@ -400,7 +409,11 @@ type throughLife struct{}
 
 func (throughLife) RoundTrip(r *http.Request) (*http.Response, error) {
 	q := r.Context().Value(requestKey{}).(*request)
-	resp, err := q.life.send(r)
+	send := q.life.transport.RoundTrip
+	if q.sent != nil {
+		send = q.sent.answer
+	}
+	resp, err := send(r)
 	if err == nil && q.step != nil {
 		q.step.follow(resp)
 	}

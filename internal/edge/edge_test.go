@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
@@ -30,6 +31,7 @@ type town struct {
 	routes map[hearth.SandboxID]Route
 	ports  map[string]string // "id:port" to the address of a server
 	dials  atomic.Int64
+	served atomic.Int64   // requests that did not pass in the lane
 	late   map[string]int // connections refused before a port opens
 	wake   func(hearth.SandboxID, Knock) (Route, error)
 	sign   func(SignedURL) (hearth.SandboxID, error)
@@ -112,12 +114,25 @@ func (t *town) open(tb testing.TB, cfg Config) (*Edge, *httptest.Server) {
 		deps.Stepper = t
 	}
 	e := New(cfg, deps)
-	s := httptest.NewUnstartedServer(e)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.served.Add(1)
+		e.ServeHTTP(w, r)
+	}))
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetHTTP1(true)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	lane := e.NewLane(s.Listener, LaneTimes{Head: time.Minute, Idle: time.Minute})
+	lane.Attach(s.Config)
+	s.Listener = lane
 	s.Start()
-	tb.Cleanup(func() { e.Close(); s.CloseClientConnections(); s.Close() })
+	tb.Cleanup(func() {
+		e.Close()
+		s.CloseClientConnections()
+		s.Close()
+		gone, cancel := context.WithCancel(context.Background())
+		cancel()
+		lane.Drain(gone)
+	})
 	return e, s
 }
 

@@ -22,7 +22,7 @@ type life struct {
 	dialer    Dialer
 	timeout   time.Duration
 	transport *http.Transport
-	wire      *wire.Pool // for what needs no transport
+	links     *wire.Pool // for what needs no transport
 	buffers   *buffers
 	ctx       context.Context // ends with the life
 	end       context.CancelFunc
@@ -43,7 +43,7 @@ const (
 	maxResponseHeader = 256 << 10 // bytes; what comes from a guest is hostile
 )
 
-var errOver = errors.New("the sandbox is gone") // cause of all that fails when a life ends
+var errOver = hearth.Errorf(hearth.NotFound, "the sandbox is gone") // cause of all that fails when a life ends
 
 // enter counts a request in, on the life that its route names.
 func (e *Edge) enter(route Route) (*life, *answer) {
@@ -107,7 +107,7 @@ func (e *Edge) newLife(route Route) *life {
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxResponseHeader,
 	}
-	l.wire = wire.New(wire.Config{Dial: l.dial, Idle: idleTimeout, Keep: maxIdle, Header: maxResponseHeader})
+	l.links = wire.New(wire.Config{Idle: idleTimeout, Keep: maxIdle})
 	return l
 }
 
@@ -145,7 +145,7 @@ func (l *life) finish() {
 		_ = c.Conn.Close()
 	}
 	l.transport.CloseIdleConnections()
-	l.wire.Close()
+	l.links.Close()
 }
 
 func (l *life) ended() bool {
@@ -154,9 +154,7 @@ func (l *life) ended() bool {
 	return l.over
 }
 
-// dial connects to a port. A server that is just starting may not listen yet:
-// a refused connection is tried again, for a third of a second in all, so that
-// a port which is really closed is reported soon.
+// dial connects to a port, as http.Transport asks for it.
 func (l *life) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {
@@ -166,11 +164,18 @@ func (l *life) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return l.connect(ctx, uint16(port))
+}
+
+// connect connects to a port. A server that is just starting may not listen yet:
+// a refused connection is tried again, for a third of a second in all, so that
+// a port which is really closed is reported soon.
+func (l *life) connect(ctx context.Context, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
 	for _, pause := range [...]time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 0} {
-		c, err := l.dialer.DialSandbox(ctx, l.id, uint16(port))
+		c, err := l.dialer.DialSandbox(ctx, l.id, port)
 		if err == nil {
 			return l.track(c)
 		}
@@ -197,14 +202,6 @@ func (l *life) track(c net.Conn) (net.Conn, error) {
 	tracked := &conn{Conn: c, life: l}
 	l.conns[tracked] = struct{}{}
 	return tracked, nil
-}
-
-// send passes a request on over one of the life's connections.
-func (l *life) send(r *http.Request) (*http.Response, error) {
-	if wire.Carries(r) {
-		return l.wire.RoundTrip(r)
-	}
-	return l.transport.RoundTrip(r)
 }
 
 // conn is a connection of a life.
