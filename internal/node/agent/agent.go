@@ -155,8 +155,8 @@ type Agent struct {
 	pools   *pool.Set[*machine]
 	zombies map[string]*machine // could not be taken down; retried
 	wake    chan struct{}
-	endings sync.WaitGroup // machines that are taken down behind an answer; part of work
-	short   bool           // the host is short of memory
+	endings *turn.Backlog // of machines that are taken down behind an answer; part of work
+	short   bool          // the host is short of memory
 
 	poolMemory int64
 	warm       int64 // starts served by a pool
@@ -204,7 +204,7 @@ func New(cfg Config, deps Deps) *Agent {
 		boxes:   map[hearth.SandboxID]*box{},
 		flights: map[hearth.SandboxID]*flight{},
 		pools:   pool.New[*machine](cfg.Blanks), zombies: map[string]*machine{},
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), endings: turn.NewBacklog(),
 	}
 }
 

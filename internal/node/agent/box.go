@@ -133,11 +133,16 @@ func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) er
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if b := a.box(id); b != nil && a.remove(b) {
-		a.discard(ctx, b.mc)
-		a.log.Info("sandbox stopped", "sandbox", id, "reason", reason)
+	b := a.box(id)
+	if b == nil || !a.remove(b) {
+		unlock()
+		return nil
 	}
+	select {
+	case <-a.dismiss(ctx, b.mc, unlock):
+	case <-b.mc.live.Done(): // nothing of it runs any more; what it held is freed behind this answer
+	}
+	a.log.Info("sandbox stopped", "sandbox", id, "reason", reason)
 	return nil
 }
 

@@ -178,14 +178,9 @@ func (a *Agent) discard(ctx context.Context, mc *machine) {
 }
 
 // dismiss takes a machine down behind the call that its sandbox needed it for. Who wants
-// the sandbox next waits until it is gone: unlock is called then.
-func (a *Agent) dismiss(ctx context.Context, mc *machine, unlock func()) {
-	a.endings.Add(1)
-	a.work.Go(func() {
-		defer a.endings.Done()
-		defer unlock()
-		a.discard(ctx, mc)
-	})
+// the sandbox next waits until it is gone: unlock is called then, and gone closed.
+func (a *Agent) dismiss(ctx context.Context, mc *machine, unlock func()) (gone <-chan struct{}) {
+	return a.endings.Do(a.work.Go, func() { defer unlock(); a.discard(ctx, mc) })
 }
 
 func (a *Agent) takeDown(ctx context.Context, mc *machine) error {
