@@ -56,7 +56,7 @@ type Node struct {
 	PoolMax    int      `yaml:"pool_max"`    // and at most, after many starts at once; less than pool means pool
 	PoolMiB    int      `yaml:"pool_mib"`    // memory that pooled machines may use in all, blanks included
 	Blanks     int      `yaml:"blanks"`      // machines without a state kept per template behind its pool: a start, resume or fork is restored into one
-	Starts     int      `yaml:"starts"`      // machines started at once; 0: one per core
+	Starts     int      `yaml:"starts"`      // machines started at once; 0: two per core
 	Queue      int      `yaml:"queue"`       // starts that may wait for their turn
 	SubUIDBase int      `yaml:"subuid_base"` // first host uid of the ranges given to machines
 	Cgroup     string   `yaml:"cgroup"`      // parent cgroup of all machines

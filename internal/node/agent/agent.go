@@ -51,7 +51,7 @@ type Config struct {
 
 	Total hearth.Resources // what may be allocated; zero fields: what the host has
 
-	Starts       int           // machines that boot or are restored at once; default: one per core
+	Starts       int           // machines that boot or are restored at once; default: two per core
 	Queue        int           // starts that may wait for their turn; default 1024
 	StartTimeout time.Duration // of one machine, waiting for its turn included; default 2 min
 	PauseTimeout time.Duration // of one checkpoint; default 5 min
@@ -189,7 +189,7 @@ func New(cfg Config, deps Deps) *Agent {
 			cfg.Driver = name
 		}
 	}
-	cfg.Starts = cmp.Or(cfg.Starts, runtime.NumCPU())
+	cfg.Starts = cmp.Or(cfg.Starts, 2*runtime.NumCPU()) // a third of a start is waiting
 	cfg.Queue = cmp.Or(cfg.Queue, 1024)
 	cfg.StartTimeout = cmp.Or(cfg.StartTimeout, 2*time.Minute)
 	cfg.PauseTimeout = cmp.Or(cfg.PauseTimeout, 5*time.Minute)

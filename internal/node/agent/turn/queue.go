@@ -99,12 +99,12 @@ func (q *Queue) went(u Urgency) {
 	}
 }
 
-// patience is how long what is made to wait gives way to users' starts. It costs more than
-// what is started at once, and a host that has more starts than it can make ready had
-// better start them; but a start may also wait for what is not on the host yet.
-const patience = time.Second
+// patience is how long what is made to wait gives way to users' starts: to one start, or a
+// few. A host that is never calm has the time for it, because starts wait for much that
+// is no work.
+const patience = 100 * time.Millisecond
 
-// Calm waits until no user's start waits or is under way, for a second at most. To Enter
+// Calm waits until no user's start waits or is under way, for a tenth of a second at most. To Enter
 // may take longer.
 func (q *Queue) Calm(ctx context.Context) {
 	q.mu.Lock()

@@ -60,7 +60,7 @@ func TestCalmWaitsForUsers(t *testing.T) {
 		q.Calm(ctx)
 		return time.Since(began)
 	}
-	const busy = 300 * time.Millisecond
+	const busy = patience / 3
 	synctest.Test(t, func(t *testing.T) {
 		q := NewQueue(1, 8)
 		if d := waited(t.Context(), q); d != 0 {
