@@ -2,8 +2,10 @@ package edge
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,8 +60,12 @@ func (ln *Lane) Attach(srv *http.Server) {
 	}
 	next := srv.ConnState
 	srv.ConnState = func(conn net.Conn, state http.ConnState) {
-		if v, ok := conn.(*visit); ok && state == http.StateIdle {
+		switch v, ok := conn.(*visit); {
+		case !ok:
+		case state == http.StateIdle:
 			v.answered()
+		case state == http.StateHijacked:
+			ln.leave(v) // whoever has it now looks after it
 		}
 		if next != nil {
 			next(conn, state)
@@ -118,10 +124,14 @@ func (ln *Lane) Drain(ctx context.Context) {
 	case <-ctx.Done():
 	}
 	ln.mu.Lock()
-	for v := range ln.visits {
-		v.breakOff()
-	}
+	visits := slices.Collect(maps.Keys(ln.visits))
 	ln.mu.Unlock()
+	for _, v := range visits {
+		v.breakOff()
+		if v.stage() == served {
+			ln.leave(v)
+		}
+	}
 	<-ln.empty
 }
 

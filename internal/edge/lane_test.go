@@ -437,6 +437,48 @@ func TestLaneCloses(t *testing.T) {
 	}
 }
 
+// TestLaneForgetsTunnels: who drains does not wait for what the server has handed over.
+func TestLaneForgetsTunnels(t *testing.T) {
+	town := newTown()
+	town.raws(t, 3000, func(_, _ int, _ *http.Request) string {
+		return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+	})
+	_, s := town.open(t, Config{})
+	conn := dial(t, s)
+	resp, _, err := conn.ask(line("GET", "/", 3000, "Connection: Upgrade", "Upgrade: x"), "GET")
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatal(resp, err)
+	}
+	ln := s.Listener.(*Lane)
+	must(t, ln.Close())
+	ln.Drain(t.Context())
+}
+
+// TestLaneEarlyRefusal: a server may refuse a request that it does not read, and close.
+func TestLaneEarlyRefusal(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	town := newTown()
+	town.ports[alpha+":3000"] = l.Addr().String()
+	_, s := town.open(t, Config{})
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, c)
+		c.Close()
+	}()
+	body := strings.Repeat("x", plainBody)
+	resp, text, err := dial(t, s).ask(line("POST", "/", 3000, fmt.Sprint("Content-Length: ", len(body)))+body, "POST")
+	if err != nil || resp.StatusCode != 413 || text != "no" {
+		t.Errorf("%v, %v, %q", resp, err, text)
+	}
+}
+
 // TestLaneAnswersForAnotherLife: a sandbox that is paused while a request passes is
 // not called closed.
 func TestLaneAnswersForAnotherLife(t *testing.T) {

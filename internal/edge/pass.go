@@ -21,14 +21,15 @@ const (
 	firstRead   = 4 << 10
 )
 
+// lateAnswer is how long an answer is waited for whose request could not be sent whole:
+// a server may refuse one without reading it.
+const lateAnswer = 100 * time.Millisecond
+
 // bodyTime is how long a body may come behind its head and still be sent with it.
 const bodyTime = 20 * time.Millisecond
 
 // head reads until the head of a request is there, and returns its size.
 func (v *visit) head() (int, outcome) {
-	if v.stage() != reading { // as at first
-		v.enter(idle)
-	}
 	for fresh := true; ; {
 		if len(v.in) > 0 && v.stage() == idle {
 			v.enter(reading)
@@ -207,11 +208,12 @@ func (v *visit) pass(l *life, body []byte) outcome {
 			link = wire.NewLink(v.port, conn)
 		}
 		v.link.Store(link)
-		err := link.Send(request)
-		var behind []byte
-		if err == nil {
-			behind, err = link.Receive(&v.ans, &v.req, plainAnswer)
+		broken := link.Send(request)
+		if broken != nil {
+			_ = link.SetReadDeadline(time.Now().Add(lateAnswer)) // of a connection that is gone, Read tells
 		}
+		behind, err := link.Receive(&v.ans, &v.req, plainAnswer)
+		v.ans.Ends = v.ans.Ends || broken != nil
 		switch {
 		case err == nil:
 			return v.answer(l, link, behind)
@@ -258,10 +260,10 @@ func (v *visit) answer(l *life, link *wire.Link, behind []byte) outcome {
 			out, excess, full = buf[:n], n < m, m == len(buf)
 		}
 	}
-	if err != nil || excess || v.ans.Ends {
-		_ = link.Close()
-	} else {
+	if err == nil && !excess && !v.ans.Ends && v.link.CompareAndSwap(link, nil) { // else it was broken off
 		l.links.Give(link)
+	} else {
+		_ = link.Close()
 	}
 	if err != nil {
 		return over

@@ -80,7 +80,10 @@ func (v *visit) Read(p []byte) (int, error) {
 		p = p[:min(int64(len(p)), v.due)]
 	}
 	n, err := copy(p, v.in), error(nil)
-	if v.in = v.in[n:]; n == 0 {
+	if v.in = v.in[n:]; len(v.in) == 0 {
+		v.in = nil // a body's buffer is large
+	}
+	if n == 0 {
 		n, err = v.socket.Read(p)
 	}
 	v.due = max(v.due-int64(n), 0)
@@ -157,8 +160,8 @@ func (v *visit) swap(s *sent) *sent {
 func (v *visit) begin() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.inLane = !v.closing
 	v.enter(passing)
+	v.inLane = !v.closing && !v.lane.closed.Load() // a lane that closes now sees that it passes
 	return v.inLane
 }
 
@@ -179,7 +182,7 @@ func (v *visit) finish(out outcome) outcome {
 func (v *visit) breakOff() {
 	v.stop()
 	_ = v.socket.Close()
-	if l := v.link.Load(); l != nil {
+	if l := v.link.Swap(nil); l != nil {
 		_ = l.Close()
 	}
 }
@@ -196,6 +199,12 @@ const (
 
 // request serves one request, or says that it is the server's and how long it is.
 func (v *visit) request() (outcome, int64) {
+	if v.stage() != reading { // as at first
+		v.enter(idle)
+		if v.lane.closed.Load() { // it may have looked before
+			return over, 0
+		}
+	}
 	head, out := v.head()
 	if out != theirs {
 		return out, 0
@@ -211,9 +220,6 @@ func (v *visit) request() (outcome, int64) {
 	out = v.finish(v.send(route, v.in[head:whole]))
 	if out == next {
 		v.forget(int(whole))
-		if v.lane.closed.Load() {
-			return over, 0
-		}
 	}
 	return out, whole
 }

@@ -69,6 +69,9 @@ func (p *Pool) Take(port uint16) *Link {
 // Give keeps a connection for the next request.
 func (p *Pool) Give(l *Link) {
 	p.mu.Lock()
+	if cap(l.in) > head {
+		l.in = make([]byte, 0, head)
+	}
 	keep := !p.closed && len(p.idle[l.port]) < p.cfg.Keep
 	if keep {
 		l.since = time.Now()

@@ -277,17 +277,24 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 	return err
 }
 
+// enter counts a call in, for which Close waits.
+func (a *Agent) enter() (leave func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err = a.ready(); err == nil {
+		a.work.Add(1)
+	}
+	return a.work.Done, err
+}
+
 // Run keeps the pools full and retries what could not be taken down, until ctx
 // ends or the agent is closed. Call it once, after Open.
 func (a *Agent) Run(ctx context.Context) error {
-	a.mu.Lock()
-	if err := a.ready(); err != nil {
-		a.mu.Unlock()
+	leave, err := a.enter()
+	if err != nil {
 		return err
 	}
-	a.work.Add(1)
-	a.mu.Unlock()
-	defer a.work.Done()
+	defer leave()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(a.life, stop)()

@@ -104,12 +104,11 @@ func (a *Agent) publish(id hearth.SandboxID, generation int64, s hearth.State, r
 // Stop kills a sandbox's machine, cutting short a start or a pause in progress.
 // A start of the same or an earlier generation that arrives later is refused.
 func (a *Agent) Stop(ctx context.Context, id hearth.SandboxID, reason string) error {
-	a.mu.Lock()
-	err := a.ready()
-	a.mu.Unlock()
+	leave, err := a.enter()
 	if err != nil {
 		return err
 	}
+	defer leave()
 	return a.stop(ctx, id, reason)
 }
 
@@ -128,7 +127,6 @@ func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) er
 		}
 	}
 	a.mu.Unlock()
-
 	unlock, err := a.locks.Lock(ctx, id)
 	if err != nil {
 		return err

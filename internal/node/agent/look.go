@@ -13,16 +13,11 @@ import (
 // takes for the host's secret. FailedPrecondition when the snapshot cannot be
 // restored here, ResourceExhausted when the host has no room.
 func (a *Agent) Look(ctx context.Context, b hearth.Build, s hearth.Snapshot, see func(ctx context.Context, dial Dialer, control string) error) error {
-	a.mu.Lock()
-	err := a.ready()
-	if err == nil {
-		a.work.Add(1)
-	}
-	a.mu.Unlock()
+	end, err := a.enter()
 	if err != nil {
 		return err
 	}
-	defer a.work.Done()
+	defer end()
 	if err := a.hasMemory(); err != nil {
 		return err
 	}
