@@ -2,6 +2,7 @@ package wire
 
 import (
 	"net"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +34,22 @@ func closed(t *testing.T, conn net.Conn) {
 	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Fatalf("read %d bytes, %v", n, err)
+	}
+}
+
+// arrived waits until there is something to read, or the end.
+func arrived(t *testing.T, l *Link) {
+	t.Helper()
+	rc, err := l.Conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = rc.Read(func(fd uintptr) bool {
+		_, _, e := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return e != syscall.EAGAIN
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -71,9 +88,9 @@ func TestDeadLinks(t *testing.T) {
 	if _, err := end.Write([]byte("HTTP/1.1 200 OK\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	for port := range uint16(2) {
-		// loopback delivers before Write and Close return
-		if l := p.Take(80 + port); l != nil {
+	for port, l := range []*Link{ended, chatty} {
+		arrived(t, l)
+		if l := p.Take(80 + uint16(port)); l != nil {
 			t.Errorf("port %d: a dead link", 80+port)
 		}
 	}
