@@ -31,7 +31,8 @@ type town struct {
 	routes map[hearth.SandboxID]Route
 	ports  map[string]string // "id:port" to the address of a server
 	dials  atomic.Int64
-	served atomic.Int64   // requests that did not pass in the lane
+	served atomic.Int64 // requests that did not pass in the lane
+	wrap   func(net.Conn) net.Conn
 	late   map[string]int // connections refused before a port opens
 	wake   func(hearth.SandboxID, Knock) (Route, error)
 	sign   func(SignedURL) (hearth.SandboxID, error)
@@ -77,7 +78,11 @@ func (t *town) DialSandbox(_ context.Context, id hearth.SandboxID, port uint16) 
 	if !open {
 		return nil, fmt.Errorf("dialing: %w", syscall.ECONNREFUSED)
 	}
-	return net.Dial("tcp", addr)
+	c, err := net.Dial("tcp", addr)
+	if err == nil && t.wrap != nil {
+		c = t.wrap(c)
+	}
+	return c, err
 }
 
 func (t *town) Wake(_ context.Context, id hearth.SandboxID, k Knock) (Route, error) {

@@ -6,26 +6,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"hearth/internal/leaktest"
+	"hearth/internal/tcptest"
 )
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // pair returns a link to a port and the server's end of it.
 func pair(t *testing.T, port uint16) (*Link, net.Conn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return NewLink(port, a), b
+	near, far := tcptest.Pair(t)
+	return NewLink(port, near), far
 }
 
 // closed waits until the other end of a connection is closed.

@@ -8,34 +8,15 @@ import (
 	"testing"
 
 	"hearth/internal/leaktest"
+	"hearth/internal/tcptest"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
-// pair returns the two ends of a TCP connection.
-func pair(t *testing.T) (near, far *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return a.(*net.TCPConn), b.(*net.TCPConn)
-}
-
 // TestJoin: what was read early comes first, and one way may end before the other.
 func TestJoin(t *testing.T) {
-	left, a := pair(t)
-	right, b := pair(t)
+	left, a := tcptest.Pair(t)
+	right, b := tcptest.Pair(t)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -56,8 +37,8 @@ func TestJoin(t *testing.T) {
 
 // TestFailure: a way that fails ends the other.
 func TestFailure(t *testing.T) {
-	left, a := pair(t)
-	right, b := pair(t)
+	left, a := tcptest.Pair(t)
+	right, b := tcptest.Pair(t)
 	Join(End{a, failing{}}, End{b, b})
 	for name, c := range map[string]net.Conn{"left": left, "right": right} {
 		if _, err := io.ReadAll(c); err != nil {
