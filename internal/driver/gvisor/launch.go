@@ -5,9 +5,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/specutils"
@@ -22,12 +24,53 @@ func launcherMain() int {
 		return 1
 	}
 	stampVersion()
+	if err := reserveTable(); err != nil {
+		return 1
+	}
 	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}})
-	return launcher.Serve(create)
+	m := &maker{}
+	launchQuickly(m.keep)
+	return launcher.Serve(m.create)
 }
 
+// tableSize is above the highest number that a sandbox gives to a file of its own before
+// its guest runs, by less than a table of files grows at once.
+const tableSize = 256
+
+// reserveTable makes this process's table of files, and so those of its children, that large. A
+// sandbox would make its own grow when it has threads, which waits for a grace period of RCU: 8 ms.
+func reserveTable() error {
+	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	return unix.Dup3(null, tableSize-1, unix.O_CLOEXEC)
+}
+
+// maker makes a launcher's sandboxes, one at a time.
+type maker struct {
+	kept []*os.File // of the one that is being started
+}
+
+// keep is given the sockets of its network.
+func (m *maker) keep(sockets []*os.File) { m.kept = append(m.kept, sockets...) }
+
 // sandboxed is a sandbox in a launcher.
-type sandboxed struct{ *container.Container }
+type sandboxed struct {
+	*container.Container
+	by *maker
+}
+
+// Kept takes what is to be closed when the sandbox has ended.
+func (s sandboxed) Kept() []*os.File {
+	if !sharing {
+		runtime.GC() // published gVisor leaves closing them to the collector
+	}
+	files := s.by.kept
+	s.by.kept = nil
+	return files
+}
 
 // PID is the sandbox's process number.
 func (s sandboxed) PID() int { return s.Sandbox.Getpid() }
@@ -36,7 +79,7 @@ func (s sandboxed) PID() int { return s.Sandbox.Getpid() }
 func (s sandboxed) Abandon() { _ = s.Destroy() }
 
 // create makes the sandbox, up to where it waits for what to run.
-func create(req launcher.Request) (launcher.Sandbox, error) {
+func (m *maker) create(req launcher.Request) (launcher.Sandbox, error) {
 	conf, err := runtimeConfig(req.Flags)
 	if err != nil {
 		return nil, err
@@ -54,7 +97,7 @@ func create(req launcher.Request) (launcher.Sandbox, error) {
 		_ = box.Destroy()
 		return nil, err
 	}
-	return sandboxed{box}, nil
+	return sandboxed{box, m}, nil
 }
 
 // bound raises the memory limit, once the guest's size is fixed, to what all of

@@ -50,8 +50,8 @@ func childrenOf(t *testing.T, parent int) map[int]string {
 	return children
 }
 
-// TestLauncherIsKept: what restores machines is one process, which holds no more for
-// each of them, buries them, and is gone when the last of them is.
+// TestLauncherIsKept: what restores machines is one process, which holds no more than a
+// socket for each that lives, buries them, and is gone when the last of them is.
 func TestLauncherIsKept(t *testing.T) {
 	l := newLab(t)
 	d := l.driver(t)
@@ -82,16 +82,17 @@ func TestLauncherIsKept(t *testing.T) {
 		}
 		must(t, m.Close(t.Context()))
 	}
-	// Go closes what is forgotten at a collection, which comes after two minutes at the latest.
+	// It closes what it held for a machine when that has ended, or, with published gVisor, Go
+	// does so at a collection, which comes after two minutes at the latest.
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.Now().Add(5 * time.Minute); ; <-again.C {
 		open, children := sockets(t, pid), childrenOf(t, pid)
-		if open == 0 && len(children) == 1 {
+		if open <= 1 && len(children) == 1 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the launcher has %d sockets open and the children %v, want none and one that lives", open, children)
+			t.Fatalf("the launcher has %d sockets open and the children %v, want one at most and one that lives", open, children)
 		}
 	}
 	must(t, stays.Close(t.Context()))

@@ -3,12 +3,15 @@
 package gvisor
 
 import (
+	"os"
+
 	"gvisor.dev/gvisor/pkg/seccomp/precompiledseccomp"
 	"gvisor.dev/gvisor/pkg/sentry/pgalloc"
 	"gvisor.dev/gvisor/pkg/sentry/platform/systrap"
 	"gvisor.dev/gvisor/pkg/state"
 	"gvisor.dev/gvisor/pkg/state/statefile"
 	"gvisor.dev/gvisor/runsc/boot"
+	"gvisor.dev/gvisor/runsc/cgroup"
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/sandbox"
 
@@ -25,6 +28,15 @@ const (
 // startQuickly makes this process start and save its sandbox as the patches can, if it is one.
 func startQuickly() {
 	boot.Quick, state.Quick, state.QuickSave, pgalloc.QuickSave = true, true, true, true
+}
+
+// launchQuickly makes this process make sandboxes as the patches can, if it is a launcher. keep is given the
+// sockets of each one's network. Of the control groups' controllers those are left alone that limit and count nothing
+// here. The one of systemd does neither, but what is in none of its groups of its own ends with the server's service.
+func launchQuickly(keep func([]*os.File)) {
+	cgroup.Only("cpu", "cpuacct", "freezer", "memory", "pids", "systemd")
+	cgroup.ByThread = true
+	sandbox.Keep = keep
 }
 
 // installStubs gives the platform the programs of its own processes that are among ready ones.

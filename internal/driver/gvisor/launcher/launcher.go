@@ -35,7 +35,7 @@ const Name = "hearth-machine"
 const (
 	maxReply    = 64 << 10 // bytes of a launcher's answer
 	maxLaunched = 64       // machines that one launcher makes, so that nothing in it can grow for long
-	maxIdle     = 2        // launchers that wait for a machine to make: that many are made at once when a host is busy
+	maxIdle     = 4        // launchers that wait for a machine to make: that many are made at once when a host is busy
 	idRoom      = 40       // bytes of the longest ID
 )
 
@@ -81,7 +81,7 @@ func (p *Pool) put(l *Launcher) {
 	}
 	p.mu.Unlock()
 	if full {
-		l.Close()
+		go l.Close() // nobody waits for that
 	}
 }
 
@@ -141,7 +141,7 @@ func (p *Pool) Get(id string, con *console.Console) (*Launcher, error) {
 	}
 	cmd := exec.Command(p.exe)
 	cmd.Args = arguments(id)
-	cmd.Env = []string{}
+	cmd.Env = []string{"GOMAXPROCS=1"}
 	if stdout != nil {
 		cmd.Stdout, cmd.Stderr = stdout, stderr
 	}

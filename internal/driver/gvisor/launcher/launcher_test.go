@@ -26,8 +26,9 @@ func TestMain(m *testing.M) {
 
 type nothing struct{}
 
-func (nothing) PID() int { return 7 }
-func (nothing) Abandon() {}
+func (nothing) PID() int         { return 7 }
+func (nothing) Abandon()         {}
+func (nothing) Kept() []*os.File { return nil }
 func (nothing) Start(r Request) error {
 	switch r.Image {
 	case "bad":

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"sync/atomic"
 	"unsafe"
 
@@ -54,6 +53,8 @@ type Sandbox interface {
 	PID() int
 	// Start lets its guest run. After an error it is gone.
 	Start(Request) error
+	// Kept takes, of a started one, what this process closes when it has ended.
+	Kept() []*os.File
 	// Abandon removes it.
 	Abandon()
 }
@@ -68,7 +69,7 @@ func Serve(create func(Request) (Sandbox, error)) int {
 		return replies.Encode(r)
 	}
 	requests := listen(os.NewFile(requestFD, "request"), &busy)
-	left := make(chan int)
+	left := make(chan started)
 	go bury(left)
 	for req := <-requests; !req.gone; req = <-requests {
 		showID(req.ID)
@@ -101,29 +102,40 @@ func Serve(create func(Request) (Sandbox, error)) int {
 		if !req.Stay {
 			return 0
 		}
-		left <- box.PID()
-		box = nil
-		runtime.GC() // gVisor leaves it to the collector to close our end of what the sandbox listens to
+		left <- started{box.PID(), box.Kept()}
 	}
 	return 1
 }
 
+// started is a sandbox that runs, and what is to be closed when it has ended.
+type started struct {
+	pid  int
+	kept []*os.File
+}
+
 // bury waits for the sandboxes whose parent this process still is.
-func bury(left <-chan int) {
+func bury(left <-chan started) {
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
-	alive := map[int]bool{}
+	alive := map[int][]*os.File{}
 	for {
 		select {
-		case pid := <-left:
-			alive[pid] = true
+		case s := <-left:
+			alive[s.pid] = s.kept
 		case <-died:
 		}
-		for pid := range alive {
+		for pid, kept := range alive {
 			if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || errors.Is(err, unix.ECHILD) {
 				delete(alive, pid)
+				go closeAll(kept) // which may take a while
 			}
 		}
+	}
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
 	}
 }
 
