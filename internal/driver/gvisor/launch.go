@@ -80,6 +80,9 @@ func (s sandboxed) Abandon() { _ = s.Destroy() }
 
 // create makes the sandbox, up to where it waits for what to run.
 func (m *maker) create(req launcher.Request) (launcher.Sandbox, error) {
+	if err := hostproc.CloseOnExec(launcher.FirstOwn); err != nil {
+		return nil, err
+	}
 	conf, err := runtimeConfig(req.Flags)
 	if err != nil {
 		return nil, err

@@ -80,6 +80,7 @@ func TestLauncherIsKept(t *testing.T) {
 		if again := idleLauncher(t); again != pid {
 			t.Fatalf("launcher %d waits, want %d", again, pid)
 		}
+		haveNoSocketInCommon(t, childrenOf(t, pid))
 		must(t, m.Close(t.Context()))
 	}
 	// It closes what it held for a machine when that has ended, or, with published gVisor, Go
@@ -87,7 +88,7 @@ func TestLauncherIsKept(t *testing.T) {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.Now().Add(5 * time.Minute); ; <-again.C {
-		open, children := sockets(t, pid), childrenOf(t, pid)
+		open, children := len(sockets(t, pid)), childrenOf(t, pid)
 		if open <= 1 && len(children) == 1 {
 			break
 		}
@@ -102,15 +103,37 @@ func TestLauncherIsKept(t *testing.T) {
 	}
 }
 
-// sockets counts the sockets of a process.
-func sockets(t *testing.T, pid int) (n int) {
+// haveNoSocketInCommon says so of the sandboxes of one launcher, at least two of which live: a
+// sandbox that had another's would read and send on its network.
+func haveNoSocketInCommon(t *testing.T, sandboxes map[int]string) {
+	t.Helper()
+	if len(sandboxes) < 2 {
+		t.Fatalf("the launcher has the children %v, want two", sandboxes)
+	}
+	owner := map[string]int{}
+	for pid := range sandboxes {
+		own := sockets(t, pid)
+		if len(own) == 0 {
+			t.Fatalf("sandbox %d has no socket", pid)
+		}
+		for _, socket := range own {
+			if other, taken := owner[socket]; taken && other != pid {
+				t.Errorf("sandboxes %d and %d both have %s", other, pid, socket)
+			}
+			owner[socket] = pid
+		}
+	}
+}
+
+// sockets lists the sockets of a process.
+func sockets(t *testing.T, pid int) (found []string) {
 	t.Helper()
 	list, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	must(t, err)
 	for _, fd := range list {
 		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "socket:") {
-			n++
+			found = append(found, to)
 		}
 	}
-	return n
+	return found
 }

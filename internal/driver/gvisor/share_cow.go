@@ -31,8 +31,8 @@ func startQuickly() {
 }
 
 // launchQuickly makes this process make sandboxes as the patches can, if it is a launcher. keep is given the
-// sockets of each one's network. Of the control groups' controllers those are left alone that limit and count nothing
-// here. The one of systemd does neither, but what is in none of its groups of its own ends with the server's service.
+// sockets of each one's network. Of the control groups' controllers those are left alone that do nothing here. The
+// one of systemd is not: what is in none of its groups of its own ends with the server's service.
 func launchQuickly(keep func([]*os.File)) {
 	cgroup.Only("cpu", "cpuacct", "freezer", "memory", "pids", "systemd")
 	cgroup.ByThread = true

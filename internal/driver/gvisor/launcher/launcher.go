@@ -1,7 +1,7 @@
 // Package launcher runs the processes that make gVisor sandboxes.
 //
-// Creating a sandbox joins namespaces, moves the creator between cgroups and
-// marks all its descriptors close-on-exec. None of that can be done to a server
+// Creating a sandbox joins namespaces, moves threads of the creator, or all of it, between cgroups
+// and marks all its descriptors close-on-exec. None of that can be done to a server
 // with other work, so it is done by a launcher: this program executed once more,
 // which makes one sandbox at a time and reports. The sandbox outlives it, and us.
 //

@@ -18,6 +18,8 @@ const (
 	requestFD = 3 // Requests, then held open: when we die it ends, and so does the launcher
 	replyFD   = 4
 	FirstFree = 5
+
+	FirstOwn = requestFD // what no sandbox may inherit begins here
 )
 
 // Request is what the launcher is told, as one JSON value. Of a second one,
