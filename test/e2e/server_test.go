@@ -68,7 +68,8 @@ func prepare(t *testing.T, settings ...string) *server {
 			t.Errorf("down: %v\n%s", err, out)
 		}
 		if t.Failed() {
-			t.Logf("server log:\n%s", tail(filepath.Join(s.data, "hearth.log"), 16<<10))
+			log := filepath.Join(s.data, "hearth.log")
+			t.Logf("what the server complained of:\n%s\nthe end of its log:\n%s", complaints(log), tail(log, 8<<10))
 		}
 		s.checkLeaks(t)
 		checkMachines(t, machines)
@@ -159,6 +160,22 @@ func tail(path string, n int) string {
 		return err.Error()
 	}
 	return string(raw[max(0, len(raw)-n):])
+}
+
+// complaints are the last lines of a server's log that say what it could not do, which thousands of
+// others may have come after.
+func complaints(path string) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	var lines []string
+	for line := range strings.Lines(string(raw)) {
+		if strings.Contains(line, "level=ERROR") || strings.Contains(line, "level=WARN") || strings.Contains(line, " status=5") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-40):], "")
 }
 
 // run runs a program with the server's environment and fails the test with its
