@@ -43,6 +43,9 @@ func (s *server) CreateSnapshot(ctx context.Context, req rest.CreateSnapshotRequ
 	team := callerOf(ctx).team
 	var want control.SnapshotRequest
 	body := or(req.Body, rest.SandboxSnapshotRequest{})
+	if !or(body.Memory, true) {
+		return nil, notYet("memory=false (a snapshot of files alone)")
+	}
 	if name := or(body.Name, ""); name != "" {
 		ref, err := snapshotRef(team, name)
 		if err != nil {

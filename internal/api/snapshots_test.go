@@ -21,6 +21,8 @@ func TestSnapshotCalls(t *testing.T) {
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"else/golden"}`, 400, "namespace 'else' must match your team"},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":"Not A Name!"}`, 400, "Invalid template reference"},
 		{"POST", "/sandboxes/" + id + "/snapshots", `{"name":7}`, 400, "name"},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"memory":true,"name":"golden:v2"}`, 201, `/golden:v2"`},
+		{"POST", "/sandboxes/" + id + "/snapshots", `{"memory":false}`, 400, "memory=false (a snapshot of files alone) is not supported"},
 		{"POST", "/sandboxes/inone/snapshots", `{}`, 404, "doesn't exist"},
 		{"GET", "/snapshots?sandboxID=" + id, "", 200, `golden:v2`},
 		{"GET", "/snapshots?sandboxID=" + id, "", 200, `"names":["first/golden"],"sandboxID":"` + id + `","snapshotID":"first/golden:default"`},

@@ -551,6 +551,9 @@ type SandboxRollbackRequest struct {
 
 // SandboxSnapshotRequest defines model for SandboxSnapshotRequest.
 type SandboxSnapshotRequest struct {
+	// Memory False asks for a snapshot of files alone, which there is not: 400. A pause can be one.
+	Memory *bool `json:"memory,omitempty"`
+
 	// Name [team/]name[:tag]; taken from the snapshot that has it.
 	Name *string `json:"name,omitempty"`
 
