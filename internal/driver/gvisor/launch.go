@@ -33,8 +33,8 @@ func launcherMain() int {
 	return launcher.Serve(m.create)
 }
 
-// tableSize is above the highest number that a sandbox gives to a file of its own before
-// its guest runs, by less than a table of files grows at once.
+// tableSize has room for the numbers 253 to 255, to which gVisor moves a sandbox's standard files
+// when it makes its kernel (startingStdioFD in runsc/boot).
 const tableSize = 256
 
 // reserveTable makes this process's table of files, and so those of its children, that large. A

@@ -141,7 +141,7 @@ func (p *Pool) Get(id string, con *console.Console) (*Launcher, error) {
 	}
 	cmd := exec.Command(p.exe)
 	cmd.Args = arguments(id)
-	cmd.Env = []string{"GOMAXPROCS=1"}
+	cmd.Env = []string{"GOMAXPROCS=1"} // it does one thing at a time; sandboxes get an environment of their own
 	if stdout != nil {
 		cmd.Stdout, cmd.Stderr = stdout, stderr
 	}
