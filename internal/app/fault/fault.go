@@ -15,8 +15,7 @@
 // IDs of machines that are started are appended to FILE.machines.
 //
 // What is done behind a call's answer, or by the server unasked, reaches points while other
-// things are under way. A machine that is being frozen or thawed at a death is lost, as the
-// driver says and its own tests show: no death falls in the middle of that.
+// things are under way: a death falls in the middle of those.
 package fault
 
 import (
@@ -33,8 +32,6 @@ const Env = "FAULT_POINTS"
 // Points are the points of a server. The zero value obeys the file that FAULT_POINTS
 // names, if it does.
 type Points struct {
-	whole sync.RWMutex // held by who must not be cut short, and by who dies
-
 	mu    sync.Mutex
 	order string // that was read last
 	seen  int    // how often its point was reached since
@@ -70,8 +67,6 @@ func (p *Points) reach(name string) {
 	if p.seen++; p.seen < n {
 		return
 	}
-	p.whole.Lock()
-	defer p.whole.Unlock()
 	if os.Remove(path) != nil {
 		return // the order was taken back
 	}
@@ -95,11 +90,4 @@ func (p *Points) around(name string, call func() error) error {
 	err := call()
 	p.reach(name + ".after")
 	return err
-}
-
-// uncut makes a call in the middle of which nobody dies.
-func (p *Points) uncut(call func() error) error {
-	p.whole.RLock()
-	defer p.whole.RUnlock()
-	return call()
 }

@@ -87,16 +87,12 @@ type machine struct {
 
 // Freeze implements driver.Machine.
 func (m machine) Freeze(ctx context.Context) error {
-	return m.around("driver.freeze", func() error {
-		return m.uncut(func() error { return m.Machine.Freeze(ctx) })
-	})
+	return m.around("driver.freeze", func() error { return m.Machine.Freeze(ctx) })
 }
 
 // Thaw implements driver.Machine.
 func (m machine) Thaw(ctx context.Context) error {
-	return m.around("driver.thaw", func() error {
-		return m.uncut(func() error { return m.Machine.Thaw(ctx) })
-	})
+	return m.around("driver.thaw", func() error { return m.Machine.Thaw(ctx) })
 }
 
 // Checkpoint implements driver.Machine.

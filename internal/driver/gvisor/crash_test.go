@@ -22,7 +22,8 @@ import (
 // starterConfig is what a process that drivertest.RunStarter runs is told.
 type starterConfig struct {
 	gvisor.Config
-	Blank bool // it prepares a machine, and does not start it
+	Blank     bool // it prepares a machine, and does not start it
+	Switching bool // it freezes the machine and lets it go on, again and again
 }
 
 // prepared is a blank as a starter has it.
@@ -45,7 +46,11 @@ func TestMain(m *testing.M) {
 			b, err := d.Prepare(ctx, spec)
 			return prepared{blank: b, handle: driver.Handle{Driver: d.Name(), ID: spec.ID, Dir: spec.Dir}}, err
 		}
-		return d.Start(ctx, spec)
+		m, err := d.Start(ctx, spec)
+		if err == nil && c.Switching {
+			go switchForever(m)
+		}
+		return m, err
 	})
 	os.Exit(m.Run())
 }

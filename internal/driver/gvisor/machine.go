@@ -21,7 +21,8 @@ import (
 )
 
 // Marks in a machine's directory that outlive this process. A freeze or a thaw
-// is a mark, a call, a mark: only a crash in the middle leaves an unsure one.
+// is a mark, a call, a mark: only a crash in the middle leaves an unsure one, and
+// who finds it asks the sandbox what came of the call.
 const (
 	frozenMark = "frozen"
 	unsureMark = "unsure"
@@ -39,6 +40,7 @@ type machine struct {
 
 	turn    chan struct{} // holds one token: who has it may call the sandbox
 	frozen  bool          // the guest; owned by the holder of turn
+	unsure  bool          // whether it is, for a call failed; likewise
 	resting bool          // and perhaps the sandbox itself, by its cgroup; likewise
 
 	conns   connections
@@ -188,18 +190,7 @@ func (m *machine) ended() error {
 
 // Freeze stops the guest's tasks in place.
 func (m *machine) Freeze(ctx context.Context) error {
-	return m.control(ctx, "freeze", func() error { return m.freeze(m.box.Pause) })
-}
-
-func (m *machine) freeze(call func(string) error) error {
-	if m.frozen {
-		return nil
-	}
-	if err := m.switchTo(call, frozenMark); err != nil {
-		return err
-	}
-	m.frozen = true
-	return nil
+	return m.control(ctx, "freeze", func() error { return m.setFrozen(true, false) })
 }
 
 // Rest freezes the guest and then, by its cgroup, the sandbox, where timers and
@@ -210,7 +201,7 @@ func (m *machine) Rest(ctx context.Context) error {
 		return m.Freeze(ctx)
 	}
 	return m.control(ctx, "rest", func() error {
-		if err := m.freeze(rest(m.box)); err != nil {
+		if err := m.setFrozen(true, true); err != nil {
 			return err
 		}
 		m.resting = true
@@ -237,34 +228,54 @@ func (m *machine) wake() error {
 
 // Thaw lets them go on.
 func (m *machine) Thaw(ctx context.Context) error {
-	return m.control(ctx, "thaw", func() error {
-		if !m.frozen {
-			return nil
-		}
-		if err := m.switchTo(m.box.Resume, ""); err != nil {
-			return err
-		}
-		m.frozen = false
-		return nil
-	})
+	return m.control(ctx, "thaw", func() error { return m.setFrozen(false, false) })
 }
 
-// switchTo makes a call between two marks.
-func (m *machine) switchTo(call func(string) error, mark string) error {
-	unsure, frozen := filepath.Join(m.dir, unsureMark), filepath.Join(m.dir, frozenMark)
-	if err := os.WriteFile(unsure, nil, 0o600); err != nil {
+// setFrozen makes the guest's tasks stop, perhaps for long, or go on, between two marks.
+// After a call that failed it is made again: unless gVisor is as it is published, which
+// counts, and panics over one too many.
+func (m *machine) setFrozen(frozen, long bool) error {
+	if m.frozen == frozen && !(m.unsure && sharing) {
+		return nil
+	}
+	m.unsure = true
+	if err := os.WriteFile(filepath.Join(m.dir, unsureMark), nil, 0o600); err != nil {
 		return err
 	}
-	if err := call(m.id); err != nil {
-		return err // unsure indeed
-	}
-	if mark == frozenMark {
-		return os.Rename(unsure, frozen)
-	}
-	if err := os.Remove(frozen); err != nil {
+	if err := setPaused(m.box, frozen, long); err != nil {
 		return err
 	}
-	return os.Remove(unsure)
+	return m.settle(frozen)
+}
+
+// settle notes what the guest is for sure.
+func (m *machine) settle(frozen bool) error {
+	unsure, mark := filepath.Join(m.dir, unsureMark), filepath.Join(m.dir, frozenMark)
+	m.frozen = frozen
+	var err error
+	if frozen {
+		err = os.Rename(unsure, mark)
+	} else if err = os.Remove(mark); err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = os.Remove(unsure)
+	}
+	m.unsure = err != nil
+	return err
+}
+
+// settleTimeout bounds how long a sandbox may take to say what it is.
+const settleTimeout = 15 * time.Second
+
+// ask finds out what came of a freeze or a thaw that was cut short by its owner's death.
+func (m *machine) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return m.control(ctx, "asking", func() error {
+		frozen, err := isPaused(m.box)
+		if err != nil {
+			return err
+		}
+		return m.settle(frozen)
+	})
 }
 
 // Usage reads the machine's cgroup and its network interface.

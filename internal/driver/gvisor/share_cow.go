@@ -5,6 +5,7 @@ package gvisor
 import (
 	"os"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/seccomp/precompiledseccomp"
 	"gvisor.dev/gvisor/pkg/sentry/pgalloc"
 	"gvisor.dev/gvisor/pkg/sentry/platform/systrap"
@@ -54,5 +55,26 @@ func checkpointOpts(layered bool) sandbox.CheckpointOpts {
 // touchedPages asks a sandbox which pages of its checkpoint it has copied.
 func touchedPages(box *sandbox.Sandbox) ([]uint64, error) { return box.TouchedPages() }
 
-// rest is how a sandbox pauses its guest for long.
-func rest(box *sandbox.Sandbox) func(id string) error { return box.Rest }
+// setPaused pauses a sandbox's guest, perhaps for long, or lets it go on.
+func setPaused(box *sandbox.Sandbox, paused, long bool) error {
+	to := boot.Running
+	if paused {
+		to = boot.Paused
+	}
+	_, err := box.Switch(boot.SwitchOpts{At: sinceBoot(), To: to, Long: long})
+	return err
+}
+
+// isPaused asks whether it is, and makes what others asked for before come to nothing.
+func isPaused(box *sandbox.Sandbox) (bool, error) {
+	return box.Switch(boot.SwitchOpts{At: sinceBoot()})
+}
+
+// sinceBoot is in nanoseconds, the same for all processes of the host, and never goes back.
+func sinceBoot() int64 {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		return 0 // every Linux has it; and a request at 0 is refused
+	}
+	return t.Nano()
+}

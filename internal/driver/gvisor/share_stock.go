@@ -3,6 +3,7 @@
 package gvisor
 
 import (
+	"errors"
 	"os"
 
 	"gvisor.dev/gvisor/pkg/seccomp/precompiledseccomp"
@@ -34,4 +35,13 @@ func checkpointOpts(bool) sandbox.CheckpointOpts {
 
 func touchedPages(*sandbox.Sandbox) ([]uint64, error) { return nil, nil }
 
-func rest(box *sandbox.Sandbox) func(id string) error { return box.Pause }
+func setPaused(box *sandbox.Sandbox, paused, _ bool) error {
+	if paused {
+		return box.Pause(box.ID)
+	}
+	return box.Resume(box.ID)
+}
+
+func isPaused(*sandbox.Sandbox) (bool, error) {
+	return false, errors.New("published gVisor cannot say whether its tasks are paused")
+}

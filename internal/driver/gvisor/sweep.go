@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,9 +16,10 @@ import (
 	"hearth/internal/hearth"
 )
 
-// Attach finds a machine by its handle. A machine whose freeze or thaw was cut
-// short by a crash cannot be trusted to be either, and counts as gone.
-func (d *Driver) Attach(_ context.Context, h driver.Handle) (driver.Machine, error) {
+// Attach finds a machine by its handle. One whose freeze or thaw was cut short by a
+// crash is asked what came of it; with gVisor as it is published it cannot be, and
+// counts as gone.
+func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
 	if err := h.CheckAttach(Name); err != nil {
 		return nil, err
 	}
@@ -25,7 +27,8 @@ func (d *Driver) Attach(_ context.Context, h driver.Handle) (driver.Machine, err
 	if err != nil {
 		return nil, h.Gone(err)
 	}
-	if exists(filepath.Join(h.Dir, unsureMark)) {
+	unsure := exists(filepath.Join(h.Dir, unsureMark))
+	if unsure && !sharing {
 		return nil, h.Gone(errors.New("it was being frozen or thawed when its owner died"))
 	}
 	if !exists(d.socket(h.ID)) {
@@ -37,8 +40,13 @@ func (d *Driver) Attach(_ context.Context, h driver.Handle) (driver.Machine, err
 	}
 	<-m.turn
 	m.frozen = exists(filepath.Join(h.Dir, frozenMark))
-	m.resting = m.frozen // perhaps
+	m.resting = m.frozen || unsure // perhaps
 	m.turn <- struct{}{}
+	if unsure {
+		if err := m.ask(ctx); err != nil {
+			return nil, h.Gone(fmt.Errorf("it was being frozen or thawed when its owner died, and does not say what came of it: %w", err))
+		}
+	}
 	return m, nil
 }
 

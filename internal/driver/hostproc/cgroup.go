@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -277,6 +278,15 @@ func control(path, value string) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value)
+	return put(f, value)
+}
+
+// put writes a control file that is open. The kernel's word for one whose group was
+// removed meanwhile is that there is no such device.
+func put(f *os.File, value string) error {
+	_, err := f.WriteString(value)
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
 	return errors.Join(err, f.Close())
 }

@@ -174,6 +174,10 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	if err := c.Freeze(); err != nil && !errors.Is(err, fs.ErrNotExist) { // what is frozen is killed, too
 		t.Error(err)
 	}
+	going, err := os.OpenFile(filepath.Join(c.Dirs()[0], "cgroup.procs"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	reaped := make(chan error, 1)
 	go func() { reaped <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -186,6 +190,9 @@ func TestCgroupHoldsAProcess(t *testing.T) {
 	}
 	if err := c.Thaw(); err != nil {
 		t.Errorf("Thaw of a group that is gone: %v", err)
+	}
+	if err := put(going, "0"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a write into a group that was removed meanwhile: %v", err)
 	}
 	if len(c.Dirs()) != 0 || c.Add(os.Getpid()) == nil {
 		t.Errorf("still there: %v", c.Dirs())
