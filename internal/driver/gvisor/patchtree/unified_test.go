@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -143,5 +144,17 @@ func TestPatchesFitThePinnedModule(t *testing.T) {
 		if !p.created && !strings.Contains(text, "\n// Changed by the Hearth Authors") {
 			t.Errorf("%s does not say that it was changed", p.name)
 		}
+		for _, h := range p.hunks {
+			if !p.created && !h.explained() {
+				t.Errorf("%s, line %d: the change has no comment that begins with Hearth", p.name, h.start)
+			}
+		}
 	}
+}
+
+// explained reports whether one of the lines that a hunk adds is a comment of ours.
+func (h hunk) explained() bool {
+	return slices.ContainsFunc(h.now, func(line string) bool {
+		return strings.Contains(line, "Hearth") && !slices.Contains(h.before, line)
+	})
 }
