@@ -174,7 +174,7 @@ func (c *Controller) settleNow(ctx context.Context, id hearth.SandboxID, seen si
 	case hearth.Resuming:
 		err = c.settleResuming(ctx, sb, m)
 	case hearth.Reverting:
-		err = c.settleReverting(ctx, sb)
+		_, err = c.settleReverting(ctx, sb)
 	case hearth.Stopping:
 		_, err = c.stop(ctx, sb, sb.StopReason, nil)
 	case hearth.Stopped:

@@ -15,8 +15,9 @@ const maxLine = 10_000
 // Rollback takes a running sandbox back to a snapshot of its own line: one that
 // was taken of it, or of what it was forked or created from, before. ID, tokens,
 // timeout and policy stay. When the snapshot cannot be restored the sandbox goes
-// on as it was. NotFound for the snapshot, FailedPrecondition when it is not of
-// the sandbox's line or the sandbox does not run.
+// on as it was. NotFound for the snapshot, and when the sandbox is killed meanwhile;
+// FailedPrecondition when the snapshot is not of the sandbox's line or the sandbox
+// does not run.
 func (c *Controller) Rollback(ctx context.Context, team hearth.TeamID, id hearth.SandboxID, name string) (*hearth.Sandbox, error) {
 	ref, err := wish.ParseRef(name)
 	if err != nil {
@@ -96,14 +97,26 @@ func (c *Controller) revert(ctx context.Context, sb *hearth.Sandbox, snap *heart
 	}
 	_, err = c.start(ctx, reverting, node.StartRequest{Build: *b, Restore: snap, Token: c.access(reverting), Revert: true})
 	if err != nil {
-		err = hearth.Wrap(hearth.KindOf(err), err, "Sandbox '%s' could not be rolled back and goes on as it was: %s", sb.ID, hearth.Shown(err))
-		c.log.Warn("sandbox could not be rolled back", "sandbox", sb.ID, "snapshot", snap.ID, "err", err)
-		if serr := c.settleReverting(ctx, reverting); serr != nil {
-			c.log.Warn("sandbox is not back to running yet", "sandbox", sb.ID, "err", c.doubt(sb, serr))
-		}
-		return nil, err
+		return c.unrevert(ctx, reverting, err)
 	}
 	return c.reverted(ctx, reverting, reverting.Launch)
+}
+
+// unrevert finds out what a failed rollback left, and returns the error to report;
+// none where only the answer was lost.
+func (c *Controller) unrevert(ctx context.Context, sb *hearth.Sandbox, cause error) (*hearth.Sandbox, error) {
+	c.log.Warn("sandbox could not be rolled back", "sandbox", sb.ID, "snapshot", sb.Snapshot, "err", cause)
+	now, err := c.settleReverting(ctx, sb)
+	switch {
+	case err != nil:
+		c.log.Warn("sandbox is not settled after a rollback yet", "sandbox", sb.ID, "err", c.doubt(sb, err))
+		return nil, hearth.Wrap(hearth.KindOf(cause), cause, "Sandbox '%s' could not be rolled back: %s", sb.ID, hearth.Shown(cause))
+	case now.State != hearth.Running: // a kill, most likely, which does not wait for it
+		return nil, hearth.Wrap(hearth.NotFound, cause, "Sandbox '%s' ended while it was being rolled back: %s", sb.ID, hearth.Shown(cause))
+	case now.Launch == sb.Launch:
+		return now, nil
+	}
+	return nil, hearth.Wrap(hearth.KindOf(cause), cause, "Sandbox '%s' could not be rolled back and goes on as it was: %s", sb.ID, hearth.Shown(cause))
 }
 
 // reverted moves a sandbox to running with the machine of the given launch: the
@@ -122,17 +135,16 @@ func (c *Controller) reverted(ctx context.Context, sb *hearth.Sandbox, launch in
 	return running, nil
 }
 
-// settleReverting finds out which machine a reverting sandbox has.
-func (c *Controller) settleReverting(ctx context.Context, sb *hearth.Sandbox) error {
+// settleReverting finds out which machine a reverting sandbox has, and returns what
+// has become of it: running or stopped.
+func (c *Controller) settleReverting(ctx context.Context, sb *hearth.Sandbox) (*hearth.Sandbox, error) {
 	list, err := c.instances(ctx, sb.Node)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m := list[sb.ID]
 	if m == nil || m.Generation > sb.Launch {
-		_, err := c.stop(ctx, sb, "its machine ended while it was being rolled back", nil)
-		return err
+		return c.stop(ctx, sb, "its machine ended while it was being rolled back", nil)
 	}
-	_, err = c.reverted(ctx, sb, m.Generation)
-	return err
+	return c.reverted(ctx, sb, m.Generation)
 }
