@@ -112,8 +112,9 @@ type Dialer interface {
 	DialSandbox(ctx context.Context, id hearth.SandboxID, port uint16) (net.Conn, error)
 }
 
-// Signed finds the sandbox whose token made the signature of a file URL; NotFound
-// if there is none.
+// Signed finds the sandbox whose token made the signature of a file URL. Errors:
+// NotFound if there is none, Unauthenticated with the message to show if the
+// signature holds no longer.
 type Signed interface {
 	FindSigned(ctx context.Context, url SignedURL) (hearth.SandboxID, error)
 }
@@ -139,7 +140,8 @@ type Waker interface {
 // Knock is the request that wakes a sandbox.
 type Knock struct {
 	Port  uint16
-	Token string // the guest's access token for its own port, the traffic token for others
+	Token string    // the guest's access token for its own port, the traffic token for others
+	File  SignedURL // instead of a token for the guest's own port; the zero value: none
 }
 
 // Edge serves sandbox traffic. Its methods are safe for concurrent use.
@@ -321,6 +323,9 @@ func (e *Edge) wake(r *http.Request, t target, route Route) (Route, error) {
 		knock := Knock{Port: t.port, Token: r.Header.Get(TokenHeader)}
 		if t.port == guest.Port {
 			knock.Token = r.Header.Get(GuestHeader)
+			if knock.Token == "" && e.signed(r) { // the guest, too, looks at the token first
+				knock.File = signedURL(r)
+			}
 		}
 		ctx, cancel := context.WithTimeoutCause(r.Context(), e.cfg.WakeTimeout,
 			hearth.Errorf(hearth.DeadlineExceeded, "it did not start within %s", e.cfg.WakeTimeout))

@@ -91,6 +91,23 @@ func fromHeaders(h http.Header) (target, *answer) {
 }
 
 func (e *Edge) fromSignature(r *http.Request) (target, *answer) {
+	refused := &answer{Code: http.StatusUnauthorized, Message: "invalid signature"}
+	u := signedURL(r)
+	if !u.plausible() {
+		return target{}, refused
+	}
+	id, err := e.deps.Signed.FindSigned(r.Context(), u)
+	if hearth.KindOf(err) == hearth.Unauthenticated {
+		refused.Message = hearth.Shown(err)
+	}
+	if err != nil {
+		return target{}, refused
+	}
+	return target{id, guest.Port}, nil
+}
+
+// signedURL reads what the signature of a request for a file covers.
+func signedURL(r *http.Request) SignedURL {
 	q := r.URL.Query()
 	operation := "read"
 	method := r.Method
@@ -100,18 +117,10 @@ func (e *Edge) fromSignature(r *http.Request) (target, *answer) {
 	if method != http.MethodGet && method != http.MethodHead {
 		operation = "write"
 	}
-	u := SignedURL{
+	return SignedURL{
 		Path: q.Get("path"), Operation: operation, User: q.Get("username"),
 		Expiration: q.Get("signature_expiration"), Signature: q.Get("signature"),
 	}
-	if !u.plausible() {
-		return target{}, &answer{Code: http.StatusUnauthorized, Message: "invalid signature"}
-	}
-	id, err := e.deps.Signed.FindSigned(r.Context(), u)
-	if err != nil {
-		return target{}, &answer{Code: http.StatusUnauthorized, Message: "invalid signature"}
-	}
-	return target{id, guest.Port}, nil
 }
 
 // Bounds of a signed URL: what no file of a guest can have, and the length of

@@ -77,11 +77,23 @@ func (t *Table) Route(id hearth.SandboxID) (Route, bool) {
 
 // Live returns the sandboxes that run, in no order.
 func (t *Table) Live() []hearth.SandboxID {
+	return t.choose(func(r Route) bool { return r.State == hearth.Running })
+}
+
+// Reachable returns the sandboxes that traffic may get to, in no order: those that
+// run or are taken back to a snapshot, and those that traffic resumes.
+func (t *Table) Reachable() []hearth.SandboxID {
+	return t.choose(func(r Route) bool {
+		return r.State == hearth.Running || r.State == hearth.Reverting || r.AutoResume && r.State != hearth.Stopping
+	})
+}
+
+func (t *Table) choose(wanted func(Route) bool) []hearth.SandboxID {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var ids []hearth.SandboxID
 	for id, r := range t.routes {
-		if r.State == hearth.Running {
+		if wanted(r) {
 			ids = append(ids, id)
 		}
 	}
