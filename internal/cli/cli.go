@@ -64,7 +64,7 @@ func Main(args []string, version string, out, errw io.Writer) int {
 	}
 	k, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintln(errw, "hearth:", err)
+		fmt.Fprintln(errw, "hearth:", misread(err))
 		return exitUsage
 	}
 	in := &invocation{ctx: ctx, file: c.Config, version: version, out: out, err: errw}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -58,6 +59,28 @@ func size(n int64) string {
 		n >>= 10
 	}
 	return fmt.Sprintf("%d TiB", n)
+}
+
+func noStep(n int64) error {
+	return hearth.Errorf(hearth.InvalidArgument, "%d is no step: steps begin with 1, and 'hearth sandbox history ID' lists them", n)
+}
+
+// misread says more of a command line that the parser refused: to a command that
+// takes a step, a negative number looks like a flag.
+func misread(err error) error {
+	p, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || p.Context.Selected() == nil {
+		return err
+	}
+	switch p.Context.Selected().Target.Interface().(type) {
+	case sandboxRollbackCmd, sandboxSnapshotCmd:
+		for _, arg := range p.Context.Args {
+			if n, nerr := strconv.ParseInt(arg, 10, 64); nerr == nil && n < 0 {
+				return noStep(n)
+			}
+		}
+	}
+	return err
 }
 
 type sandboxHistoryCmd struct {

@@ -47,6 +47,29 @@ func TestRollbackTakesStepsAndSnapshots(t *testing.T) {
 	}
 }
 
+// TestStepsBeginWithOne: what cannot be a step is told so, without asking the server,
+// though a negative number looks like a flag.
+func TestStepsBeginWithOne(t *testing.T) {
+	for _, tc := range []struct{ args, want string }{
+		{"rollback i1 -1", "-1 is no step: steps begin with 1, and 'hearth sandbox history ID' lists them"},
+		{"rollback i1 -12 --data /tmp", "-12 is no step"},
+		{"rollback -3 i1", "-3 is no step"},
+		{"rollback i1 -- -1", "-1 is no step"},
+		{"rollback i1 0", "0 is no step"},
+		{"snapshot i1 --step -1", "-1 is no step"},
+		{"snapshot i1 --step=-1", "-1 is no step"},
+		{"snapshot i1 --step 0", "0 is no step"},
+		{"rollback i1 -x", "unknown flag -x"},
+		{"kill -1", "unknown flag -1"},
+	} {
+		asked := answers(t, nil)
+		code, _, complaint := run(append([]string{"sandbox"}, strings.Fields(tc.args)...)...)
+		if code != exitUsage || !strings.Contains(complaint, tc.want) || len(*asked) > 0 {
+			t.Errorf("%s: %d %s %q, want %d %s", tc.args, code, complaint, *asked, exitUsage, tc.want)
+		}
+	}
+}
+
 func TestTree(t *testing.T) {
 	answers(t, map[string]string{"GET /v2/sandboxes/i1/tree": `{"snapshots":[
 		{"id":"s1","sandboxID":"i1","kind":"kept","usable":false,"createdAt":"2026-01-02T03:04:05Z","bytes":0},

@@ -74,18 +74,21 @@ type sandboxSnapshotCmd struct {
 	dataFlag
 	ID   string `arg:"" help:"Sandbox."`
 	Name string `help:"Name, name[:tag]; taken from the snapshot that has it."`
-	Step int64  `help:"Keep this step of its history instead of what it is now."`
+	Step *int64 `help:"Keep this step of its history instead of what it is now."`
 }
 
 // Run prints the snapshot's ID.
 func (s *sandboxSnapshotCmd) Run(in *invocation) error {
+	if s.Step != nil && *s.Step < 1 {
+		return noStep(*s.Step)
+	}
 	c, err := s.server(in)
 	if err != nil {
 		return err
 	}
 	var snap *client.Snapshot
-	if s.Step != 0 {
-		snap, err = c.KeepStep(in.ctx, s.ID, s.Step, s.Name)
+	if s.Step != nil {
+		snap, err = c.KeepStep(in.ctx, s.ID, *s.Step, s.Name)
 	} else {
 		snap, err = c.Snapshot(in.ctx, s.ID, s.Name)
 	}
@@ -135,11 +138,15 @@ type sandboxRollbackCmd struct {
 
 // Run returns when the sandbox is what the snapshot was.
 func (s *sandboxRollbackCmd) Run(in *invocation) error {
+	step, nerr := strconv.ParseInt(s.Snapshot, 10, 64)
+	if nerr == nil && step < 1 {
+		return noStep(step)
+	}
 	c, err := s.server(in)
 	if err != nil {
 		return err
 	}
-	if step, nerr := strconv.ParseInt(s.Snapshot, 10, 64); nerr == nil {
+	if nerr == nil {
 		_, err = c.RollbackTo(in.ctx, s.ID, step)
 	} else {
 		_, err = c.Rollback(in.ctx, s.ID, s.Snapshot)
