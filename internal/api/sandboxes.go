@@ -174,6 +174,9 @@ func (s *server) KillSandbox(ctx context.Context, req rest.KillSandboxRequestObj
 	if err == nil {
 		err = s.sandboxes.Kill(ctx, teamOf(ctx), id)
 	}
+	if hearth.KindOf(err) == hearth.ResourceExhausted { // the server's disk: nobody has asked for too much
+		err = hearth.Wrap(hearth.Unavailable, err, "%s", hearth.Shown(err))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -210,6 +210,18 @@ func TestNetworkKeepsIngress(t *testing.T) {
 	}
 }
 
+// TestKillOnAFullDisk: to kill is never too much, it is the server that cannot.
+func TestKillOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	id := f.create(`{"templateID":"base"}`)
+	f.control.fail = hearth.Errorf(hearth.ResourceExhausted, "Sandbox 'x' cannot be killed yet: the server's disk is full")
+	w := f.do("DELETE", "/sandboxes/"+id, "")
+	want(t, w, 503, "cannot be killed yet: the server's disk is full")
+	if w.Header().Get("Retry-After") == "" {
+		t.Error("it does not say when to try again")
+	}
+}
+
 func TestOtherTeamSeesNothing(t *testing.T) {
 	f := newFixture(t)
 	id := f.create(`{"templateID":"base"}`)

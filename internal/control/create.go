@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"hearth/internal/control/archive"
 	"hearth/internal/control/lanes"
@@ -18,6 +19,9 @@ import (
 	"hearth/internal/placement"
 	"hearth/internal/trace"
 )
+
+// CreateRequest is everything a caller may ask of a new sandbox.
+type CreateRequest = wish.Create
 
 // Create makes a sandbox and returns when its guest daemon answers. Kinds:
 // InvalidArgument for the request, NotFound for the template, ResourceExhausted
@@ -249,4 +253,27 @@ func (c *Controller) start(ctx context.Context, sb *hearth.Sandbox, req node.Sta
 			return m, err
 		}
 	}
+}
+
+// check refuses what cannot be asked for, and fills in defaults.
+func (c *Controller) check(req *CreateRequest) error {
+	if err := c.checkTimeout(req.Timeout); err != nil {
+		return err
+	}
+	return wish.CheckCreate(req)
+}
+
+// checkTimeout holds a timeout that starts a life against the limits.
+func (c *Controller) checkTimeout(d time.Duration) error {
+	if d <= 0 {
+		return hearth.Errorf(hearth.InvalidArgument, "Timeout must be greater than 0")
+	}
+	return c.checkMaximum(d)
+}
+
+func (c *Controller) checkMaximum(d time.Duration) error {
+	if d > c.limits.MaxTimeout {
+		return hearth.Errorf(hearth.InvalidArgument, "Timeout cannot be greater than %g hours", c.limits.MaxTimeout.Hours())
+	}
+	return nil
 }

@@ -13,7 +13,8 @@ import (
 )
 
 // Kill ends a sandbox for good: its machine, or the snapshot it is paused in.
-// NotFound when it is not the team's or has ended before the call.
+// NotFound when it is not the team's or has ended before the call, ResourceExhausted
+// when the disk is too full to write down that it ends.
 func (c *Controller) Kill(ctx context.Context, team hearth.TeamID, id hearth.SandboxID) error {
 	sb, err := c.row(ctx, team, id)
 	if err != nil {
@@ -41,9 +42,30 @@ func (c *Controller) Kill(ctx context.Context, team hearth.TeamID, id hearth.San
 			return nil, nil, err
 		}
 		out, err := c.stop(ctx, now, "killed", nil)
+		if hearth.KindOf(err) == hearth.ResourceExhausted {
+			out, err = c.killUnwritten(ctx, now, err)
+		}
 		return out, nil, err
 	})
 	return err
+}
+
+// killUnwritten does what a kill can where the disk is too full to write all of it
+// down: a machine needs no room to end. It has succeeded if the row says stopping, for
+// then what is left goes later. The caller holds the sandbox's lock.
+func (c *Controller) killUnwritten(ctx context.Context, sb *hearth.Sandbox, full error) (*hearth.Sandbox, error) {
+	if err := c.halt(ctx, sb, "killed"); err != nil {
+		return nil, err
+	}
+	now, err := c.store.Sandbox(ctx, sb.ID)
+	switch {
+	case err != nil, now.State == hearth.Stopping:
+		return now, err
+	case now.State == hearth.Running: // settled later: it has no machine
+		return nil, hearth.Wrap(hearth.ResourceExhausted, full,
+			"Sandbox '%s' runs no more, and is gone as soon as that can be written down: the server's disk is full", sb.ID)
+	}
+	return nil, hearth.Wrap(hearth.ResourceExhausted, full, "Sandbox '%s' cannot be killed yet: the server's disk is full", sb.ID)
 }
 
 // Pause checkpoints a sandbox and frees its machine. FailedPrecondition when it

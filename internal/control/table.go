@@ -30,8 +30,7 @@ func (c *Controller) Route(id hearth.SandboxID) (Route, bool) { return c.table.R
 // Live returns the sandboxes that run, in no order.
 func (c *Controller) Live() []hearth.SandboxID { return c.table.Live() }
 
-// Reachable returns the sandboxes that traffic may get to, in no order: those that
-// run or are taken back to a snapshot, and those that traffic resumes.
+// Reachable returns the sandboxes that run, soon do, or are woken by traffic, in no order.
 func (c *Controller) Reachable() []hearth.SandboxID { return c.table.Reachable() }
 
 // Subscribe calls fn with every change of a route from now on, one at a time and

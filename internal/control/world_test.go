@@ -42,7 +42,7 @@ type world struct {
 	weighed []string          // what was asked for
 
 	delay  map[string]time.Duration // how long a node's call takes
-	refuse map[string]error         // what a node's call fails with, without effect
+	refuse map[string]error         // what a node's call, or the write of a row in a state, fails with, without effect
 }
 
 func newWorld(t *testing.T) *world {
@@ -524,7 +524,15 @@ func (f *faultyStore) CreateSandbox(ctx context.Context, s *hearth.Sandbox) erro
 func (f *faultyStore) UpdateSandbox(ctx context.Context, id hearth.SandboxID, change func(*hearth.Sandbox) error) (s *hearth.Sandbox, err error) {
 	err = f.p.through(func() error {
 		var before hearth.Sandbox
-		s, err = f.Store.UpdateSandbox(ctx, id, func(s *hearth.Sandbox) error { before = *s; return change(s) })
+		s, err = f.Store.UpdateSandbox(ctx, id, func(s *hearth.Sandbox) error {
+			before = *s
+			if err := change(s); err != nil {
+				return err
+			}
+			f.p.w.mu.Lock()
+			defer f.p.w.mu.Unlock()
+			return f.p.w.refuse["write "+string(s.State)]
+		})
 		if err == nil {
 			f.check(&before, s)
 		}
