@@ -113,7 +113,7 @@ func (a *Agent) Stop(ctx context.Context, id hearth.SandboxID, reason string) er
 }
 
 func (a *Agent) stop(ctx context.Context, id hearth.SandboxID, reason string) error {
-	cause := hearth.Errorf(hearth.Aborted, "the sandbox was stopped: %s", reason)
+	cause := hearth.Errorf(hearth.NotFound, "the sandbox was stopped: %s", reason)
 	a.mu.Lock()
 	if f := a.flights[id]; f != nil {
 		a.tombs.Add(id, f.generation)
