@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -100,6 +101,10 @@ func makeTap(ns vnetns.NsHandle) error {
 			if err := vnetns.Set(ns); err != nil {
 				return fmt.Errorf("entering the namespace: %w", err)
 			}
+			// A process that is forked meanwhile has the tap until its exec, long enough
+			// for the machine to find it busy.
+			syscall.ForkLock.RLock()
+			defer syscall.ForkLock.RUnlock()
 			tap, err := openTap(tapFlags)
 			if err != nil {
 				return err

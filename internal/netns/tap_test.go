@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
@@ -134,6 +136,36 @@ func TestTap(t *testing.T) {
 	setPolicy(t, m, v.slot, Policy{})
 	if reaches(t, v.Slot, server, tcpPort) {
 		t.Error("the policy is not in force")
+	}
+}
+
+// A tap that was just made can be opened, whatever other processes are started meanwhile.
+func TestTapIsFree(t *testing.T) {
+	newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var busy sync.WaitGroup
+	for range 4 {
+		busy.Go(func() {
+			for ctx.Err() == nil {
+				_ = exec.Command("true").Run()
+			}
+		})
+	}
+	defer busy.Wait()
+	defer cancel()
+	for range 50 {
+		ns := t.TempDir() + "/guest"
+		must(t, makeNamespace(ns))
+		t.Cleanup(func() { must(t, unmount(ns)) })
+		must(t, makeTap(handle(t, ns)))
+		within(t, ns, func() {
+			fd, err := openTap(tapFlags)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = unix.Close(fd)
+		})
 	}
 }
 
