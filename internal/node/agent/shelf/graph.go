@@ -23,6 +23,7 @@ type graph struct {
 type node struct {
 	base    hearth.SnapshotID
 	parent  hearth.SnapshotID
+	owner   hearth.SandboxID
 	files   []hearth.File
 	created time.Time
 	used    time.Time // when it was laid out last
@@ -41,10 +42,11 @@ type marks struct {
 	lent    bool      // a machine reads of it from the archive; only this process knows
 }
 
-func (s *Shelf) node(snap *hearth.Snapshot, m marks) node {
+func (s *Shelf) node(m *manifest, marked marks) node {
+	snap := &m.Snapshot
 	return node{
-		base: snap.Base, parent: snap.Parent, files: snap.Files, created: snap.Created, used: snap.Created,
-		waiting: s.packing.Archive != nil && !m.packed && m.raw, marks: m,
+		base: snap.Base, parent: snap.Parent, owner: m.Sandbox, files: snap.Files, created: snap.Created, used: snap.Created,
+		waiting: s.packing.Archive != nil && !marked.packed && marked.raw, marks: marked,
 	}
 }
 
@@ -136,7 +138,7 @@ func (s *Shelf) load(ctx context.Context) (*graph, error) {
 		for _, f := range m.Snapshot.Files {
 			marked.raw = marked.raw || names[f.Name]
 		}
-		g.add(id, s.node(&m.Snapshot, marked))
+		g.add(id, s.node(m, marked))
 	}
 	s.graph = g
 	return g, nil

@@ -87,7 +87,7 @@ func (s *Shelf) turnAtArchive(ctx context.Context, tokens int) (done func(), err
 	return done, nil
 }
 
-// waiting lists what is to be packed, parents first.
+// waiting lists what is to be packed, the oldest first.
 func (s *Shelf) waiting(ctx context.Context) []hearth.SnapshotID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,25 +148,55 @@ func (s *Shelf) packOne(ctx context.Context, id hearth.SnapshotID) error {
 func (s *Shelf) pack(ctx context.Context, id hearth.SnapshotID) error {
 	s.mu.Lock()
 	n := s.graph.nodes[id]
-	var like []string
-	if !n.alone {
-		for _, f := range s.graph.nodes[n.parent].files {
-			like = append(like, f.SHA256)
-		}
-	}
+	like := s.graph.like(id, n)
 	s.mu.Unlock()
 	return s.archive(ctx, id, n.files, like)
 }
 
+// like lists the files that those of a snapshot may share parts with: its parent's,
+// and, because a sandbox that runs on has in each snapshot again what it did since
+// that, those of the one before it. What both have is taken from the parent, which
+// stays for longer. They may go before they are shared with: that costs space, no more.
+func (g *graph) like(id hearth.SnapshotID, n node) (files []string) {
+	if n.alone {
+		return nil
+	}
+	for _, at := range []hearth.SnapshotID{g.before(id, n), n.parent} {
+		for _, f := range g.nodes[at].files {
+			files = append(files, f.SHA256)
+		}
+	}
+	return files
+}
+
+// before is the newest packed snapshot of the same sandbox that is older than one;
+// empty if there is none. Another sandbox's is never one: nobody is to learn by size
+// or time what others hold.
+func (g *graph) before(id hearth.SnapshotID, n node) (newest hearth.SnapshotID) {
+	if n.owner == "" {
+		return ""
+	}
+	for at, o := range g.nodes {
+		if o.owner == n.owner && o.packed && older(at, o, id, n) && (newest == "" || older(newest, g.nodes[newest], at, o)) {
+			newest = at
+		}
+	}
+	return newest
+}
+
+// older reports whether snapshot a was taken before b; of two at once the names decide.
+func older(a hearth.SnapshotID, of node, b hearth.SnapshotID, than node) bool {
+	return cmp.Or(of.created.Compare(than.created), cmp.Compare(a, b)) < 0
+}
+
 // packNew packs a snapshot that is not on the shelf yet.
-func (s *Shelf) packNew(ctx context.Context, snap *hearth.Snapshot) error {
+func (s *Shelf) packNew(ctx context.Context, m *manifest) error {
+	snap := &m.Snapshot
 	s.mu.Lock()
 	g, err := s.load(ctx)
 	var like []string
 	if err == nil {
-		for _, f := range g.nodes[snap.Parent].files {
-			like = append(like, f.SHA256)
-		}
+		like = g.like(snap.ID, s.node(m, marks{}))
 	}
 	s.mu.Unlock()
 	if err != nil {

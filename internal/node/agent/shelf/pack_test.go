@@ -29,6 +29,8 @@ type packed struct {
 	plain *fileblob.Store // has the plain files
 	packs *fileblob.Store // has the packed ones
 	shelf *shelf.Shelf
+
+	archive blob.Archive
 }
 
 func newPackedShelf(t *testing.T, dir string, limit int64) *packed {
@@ -68,7 +70,17 @@ func (p *packed) open(packs blob.Store, limit int64, key []byte) {
 
 // with makes a shelf anew with another archive.
 func (p *packed) with(a blob.Archive, limit int64) {
+	p.archive = a
 	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: a, Cache: limit, Log: slog.New(slog.DiscardHandler)})
+}
+
+// atOnce makes a shelf anew that packs what is put; wrap, if not nil, is around its
+// archive.
+func (p *packed) atOnce(wrap func(blob.Archive) blob.Archive) {
+	if wrap != nil {
+		p.archive = wrap(p.archive)
+	}
+	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: p.archive, AtOnce: true, Log: slog.New(slog.DiscardHandler)})
 }
 
 func (p *packed) put(id, parent hearth.SnapshotID, pages []byte) *hearth.Snapshot {

@@ -13,8 +13,9 @@
 // manifests, those of machines in the journal of the node, and nowhere else.
 //
 // With an archive (see WithArchive) a snapshot's files are packed in the
-// background: compressed, and what it shares with its parent once. The empty
-// blob "packed" says that they all are. From then on the plain files are a cache,
+// background: compressed, and what it shares with its parent, and with the one
+// that was taken of its sandbox before it, once. The empty blob "packed" says that
+// they all are. From then on the plain files are a cache,
 // which may go when it is too big and nobody uses them, and come back, verified,
 // when the snapshot is laid out again.
 //
@@ -227,7 +228,7 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 			return err
 		}
 		defer done()
-		if err := s.packNew(ctx, &m.Snapshot); err != nil {
+		if err := s.packNew(ctx, &m); err != nil {
 			return DiskError(err, "the snapshot cannot be packed")
 		}
 	}
@@ -239,7 +240,7 @@ func (s *Shelf) enter(ctx context.Context, m manifest, holder string) error {
 	}
 	// In the graph before it is on disk: an error may come after the write.
 	id := m.Snapshot.ID
-	g.add(id, s.node(&m.Snapshot, marks{raw: true, packed: atOnce, removed: holder != "", entered: s.now()}))
+	g.add(id, s.node(&m, marks{raw: true, packed: atOnce, removed: holder != "", entered: s.now()}))
 	if holder != "" {
 		g.holders[holder] = id
 		g.held[id]++
