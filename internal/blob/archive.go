@@ -21,6 +21,13 @@ type Packed struct {
 	Stored int64 // on disk for the rest
 }
 
+// Object is a part of what an archive has on disk that goes as a whole, when no
+// file needs it any more.
+type Object struct {
+	Name  string
+	Bytes int64
+}
+
 // Reader reads a packed file at random. Every byte it returns was compared with
 // the hash of the chunk that it is part of.
 type Reader interface {
@@ -77,6 +84,10 @@ type Archive interface {
 	// needs, each once; what says where they are is not counted. A name that is not
 	// there is NotFound among files, and does not matter among beside.
 	Weigh(ctx context.Context, files, beside []string) (int64, error)
+
+	// Objects lists what is on disk for a file, and perhaps for others as well. The
+	// list is not to be changed.
+	Objects(ctx context.Context, sha256 string) ([]Object, error)
 
 	// Unpack writes a file into to, which is empty, and syncs it. Holes and zeros
 	// become holes. After an error to's content is of no use.

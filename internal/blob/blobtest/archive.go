@@ -25,6 +25,7 @@ func RunArchive(t *testing.T, open func(t *testing.T) blob.Archive) {
 		"holes":          archiveHoles,
 		"like":           archiveLike,
 		"weigh":          archiveWeigh,
+		"objects":        archiveObjects,
 		"wrong name":     archiveWrongName,
 		"missing":        archiveMissing,
 		"cancelled":      archiveCancelled,
@@ -212,6 +213,63 @@ func archiveWeigh(t *testing.T, a blob.Archive) {
 	fails(t, err, hearth.InvalidArgument)
 	alike, p5 := pack(t, a, append(first, 2)) // like nothing: all of it is there twice
 	weigh([]string{alike}, []string{one, two, same}, p5.Stored)
+}
+
+// archiveObjects: what files need is what is freed when they are all that goes.
+func archiveObjects(t *testing.T, a blob.Archive) {
+	objects := func(names ...string) (all map[string]int64, sum int64) {
+		t.Helper()
+		all = map[string]int64{}
+		for _, name := range names {
+			list, err := a.Objects(t.Context(), name)
+			ok(t, err)
+			for _, o := range list {
+				if _, there := all[o.Name]; !there {
+					sum += o.Bytes
+				}
+				all[o.Name] = o.Bytes
+			}
+		}
+		return all, sum
+	}
+	first := Noise(1<<20, 1)
+	one, _ := pack(t, a, first)
+	two, p2 := pack(t, a, append(first, Noise(100_000, 2)...), one)
+	other, _ := pack(t, a, Noise(200_000, 3))
+	zeros, _ := pack(t, a, make([]byte, 1<<20))
+	_, ofOne := objects(one)
+	_, ofTwo := objects(two)
+	_, both := objects(one, two)
+	if ofOne < 1<<20 || ofTwo < ofOne+p2.Stored || both-ofOne < p2.Stored || both-ofOne > 200_000 {
+		t.Errorf("%d bytes for one, %d for the second, %d for both", ofOne, ofTwo, both)
+	}
+	_, ofOther := objects(other)
+	if _, all := objects(one, two, other); all != both+ofOther {
+		t.Errorf("%d bytes for what shares nothing, and %d for the others, are %d", ofOther, both, all)
+	}
+	if _, n := objects(zeros); n > 1000 {
+		t.Errorf("%d bytes for a hole", n)
+	}
+	gone := NewSource(t, []byte("x")).SHA256
+	for name, kind := range map[string]hearth.Kind{gone: hearth.NotFound, "x": hearth.InvalidArgument} {
+		_, err := a.Objects(t.Context(), name)
+		fails(t, err, kind)
+	}
+	_, rest := objects(two, zeros)
+	_, all := objects(one, two, other, zeros)
+	freed, err := a.Collect(t.Context(), func(name string) bool { return name == two || name == zeros })
+	if err != nil || freed != all-rest {
+		t.Errorf("freed %d bytes, %v; what the others need not is %d", freed, err, all-rest)
+	}
+	_, err = a.Objects(t.Context(), one)
+	fails(t, err, hearth.NotFound)
+	if _, n := objects(two); n != ofTwo {
+		t.Errorf("%d bytes for the second, %d before", n, ofTwo)
+	}
+	again, _ := pack(t, a, first) // like none: a pack of its own
+	if _, n := objects(again); n != ofOne {
+		t.Errorf("packed again it needs %d bytes, %d before", n, ofOne)
+	}
 }
 
 func archiveWrongName(t *testing.T, a blob.Archive) {

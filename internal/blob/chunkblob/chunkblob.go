@@ -86,9 +86,10 @@ type Store struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 
-	packing  sync.RWMutex        // held by Packs together, by Collect alone
-	entering sync.Mutex          // held while indexes are written, and by Collect
-	needs    map[string][]string // packs of the files whose indexes were read or written; guarded by entering
+	packing  sync.RWMutex             // held by Packs together, by Collect alone
+	entering sync.Mutex               // held while indexes are written, and by Collect
+	needs    map[string][]string      // packs of the files whose indexes were read or written; guarded by entering
+	objects  map[string][]blob.Object // of files that were asked about; guarded by entering
 }
 
 var _ blob.Archive = (*Store)(nil)
@@ -105,7 +106,7 @@ func New(blobs blob.Store, tmp string, key *Key) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec, needs: map[string][]string{}}, nil
+	return &Store{blobs: blobs, tmp: tmp, key: key, cut: chosen, enc: enc, dec: dec, needs: map[string][]string{}, objects: map[string][]blob.Object{}}, nil
 }
 
 func newDecoder() (*zstd.Decoder, error) {

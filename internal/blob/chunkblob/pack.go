@@ -92,7 +92,7 @@ func (s *Store) enter(ctx context.Context, p *packing, indexes map[string]*index
 		if err != nil {
 			return err
 		}
-		delete(s.needs, sum)
+		s.forget(sum)
 		if err := s.blobs.Delete(ctx, filePrefix+sum); err != nil { // damaged, or of another key
 			return err
 		}
