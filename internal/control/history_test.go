@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hearth/internal/blob"
 	"hearth/internal/control"
 	"hearth/internal/control/wish"
 	"hearth/internal/hearth"
@@ -268,7 +269,7 @@ func TestStepsAreThinned(t *testing.T) {
 
 		// What lies beneath counts, too, and cannot be thinned.
 		w.set(func() {
-			w.beneath = []hearth.Snapshot{{ID: "x", Files: []hearth.File{{Bytes: 200 * mib, Stored: 80 * mib}}}}
+			w.shared = blob.Object{Name: "x", Bytes: 80 * mib}
 		})
 		w.set(func() { w.bytes = 0 })
 		for range 2 {
@@ -276,7 +277,47 @@ func TestStepsAreThinned(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		w.set(func() { w.bytes = 10 * mib })
+		if h, err := p.History(ctx, "t1", id); err != nil || h.Bytes > 100*mib || h.Bytes < 80*mib {
+			t.Errorf("%+v, %v", h, err)
+		}
+	})
+}
+
+// TestStepsArePackedBeforeTheyGo: what does not fit as plain files may as packed
+// ones; what cannot be packed counts as it is. Nothing is packed in haste that fits.
+func TestStepsArePackedBeforeTheyGo(t *testing.T) {
+	const mib = 1 << 20
+	inHistory(t, 100*mib, func(t *testing.T, w *world, p *process, id hearth.SandboxID) {
+		w.set(func() { w.bytes, w.common, w.shared = 61*mib, 60*mib, blob.Object{Name: "pack", Bytes: 60 * mib} })
+		step := func() *control.History {
+			t.Helper()
+			if err := p.Step(t.Context(), id, "ls"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+			h, err := p.History(t.Context(), "t1", id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		if h := step(); len(h.Steps) != 1 || len(w.packed) > 0 {
+			t.Errorf("%d steps, packed %v", len(h.Steps), w.packed)
+		}
+		for range 9 {
+			step()
+		}
+		if h := step(); len(h.Steps) != 11 || h.Bytes != 71*mib {
+			t.Errorf("%d steps of %d bytes, want all in %d", len(h.Steps), h.Bytes, 71*mib)
+		}
+		w.set(func() { w.refuse["pack"] = hearth.Errorf(hearth.ResourceExhausted, "the disk is full") })
+		if h := step(); len(h.Steps) != 1 || h.Bytes != 61*mib {
+			t.Errorf("%d steps of %d bytes, want the newest alone", len(h.Steps), h.Bytes)
+		}
+		w.set(func() { delete(w.refuse, "pack") })
+		if h := step(); len(h.Steps) != 2 || h.Bytes != 62*mib {
+			t.Errorf("%d steps of %d bytes, want two that share", len(h.Steps), h.Bytes)
+		}
 	})
 }
 

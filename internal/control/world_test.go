@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"hearth/internal/blob"
 	"hearth/internal/control"
 	"hearth/internal/hearth"
 	"hearth/internal/node"
@@ -36,10 +37,13 @@ type world struct {
 	starts   int
 	wrong    []string
 
-	unused  bool              // nobody uses any sandbox
-	bytes   int64             // of a snapshot's file
-	beneath []hearth.Snapshot // what snapshots lie on
-	weighed []string          // what was asked for
+	unused  bool                        // nobody uses any sandbox
+	bytes   int64                       // of a snapshot's file
+	sizes   map[hearth.SnapshotID]int64 // of those that were taken
+	shared  blob.Object                 // what all have in common; it is in none's file
+	common  int64                       // of a file, what is in shared once it is packed
+	packed  map[hearth.SnapshotID]bool
+	weighed []string // what was asked for
 
 	delay  map[string]time.Duration // how long a node's call takes
 	refuse map[string]error         // what a node's call, or the write of a row in a state, fails with, without effect
@@ -51,7 +55,7 @@ func newWorld(t *testing.T) *world {
 		machines: map[hearth.NodeID]map[hearth.SandboxID]*node.Instance{"n1": {}, "n2": {}},
 		over:     map[hearth.SandboxID]int64{}, files: map[hearth.SnapshotID]hearth.SandboxID{"warm": ""},
 		policies: map[hearth.SandboxID]hearth.Network{}, events: map[int]chan node.Event{},
-		bytes: 1000, delay: map[string]time.Duration{}, refuse: map[string]error{},
+		bytes: 1000, sizes: map[hearth.SnapshotID]int64{}, packed: map[hearth.SnapshotID]bool{}, delay: map[string]time.Duration{}, refuse: map[string]error{},
 	}
 	ctx := context.Background()
 	now := time.Now().UTC()
@@ -194,7 +198,7 @@ func (h host) Snapshot(ctx context.Context, id hearth.SandboxID, req node.Snapsh
 	if m == nil {
 		return nil, hearth.Errorf(hearth.NotFound, "no such sandbox")
 	}
-	w.files[req.Into] = id
+	w.files[req.Into], w.sizes[req.Into] = id, w.bytes
 	return &hearth.Snapshot{ID: req.Into, Build: "b1", Driver: "fake", Memory: true, Created: time.Now(), Sandbox: id,
 		Files: []hearth.File{{Name: "memory", Bytes: w.bytes}}}, nil
 }
@@ -316,11 +320,35 @@ func (w *world) Weigh(_ context.Context, id hearth.SnapshotID, over ...hearth.Sn
 	return 2 * w.bytes, w.bytes, nil
 }
 
-// Beneath implements the controller's shelf.
-func (w *world) Beneath(context.Context, []hearth.SnapshotID) ([]hearth.Snapshot, error) {
+// Objects implements the controller's shelf.
+func (w *world) Objects(_ context.Context, ids []hearth.SnapshotID) (map[hearth.SnapshotID][]blob.Object, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.beneath, nil
+	all := map[hearth.SnapshotID][]blob.Object{}
+	for _, id := range ids {
+		own := blob.Object{Name: string(id), Bytes: w.sizes[id]}
+		if w.packed[id] {
+			own.Bytes -= w.common
+		}
+		all[id] = []blob.Object{own}
+		if w.packed[id] || w.common == 0 {
+			all[id] = append(all[id], w.shared)
+		}
+	}
+	return all, nil
+}
+
+// Pack implements the controller's shelf.
+func (w *world) Pack(_ context.Context, ids []hearth.SnapshotID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.refuse["pack"]; err != nil {
+		return err
+	}
+	for _, id := range ids {
+		w.packed[id] = true
+	}
+	return nil
 }
 
 type testTokens struct{}
@@ -501,9 +529,13 @@ func (f faultyShelf) Weigh(ctx context.Context, id hearth.SnapshotID, over ...he
 	return whole, added, err
 }
 
-func (f faultyShelf) Beneath(ctx context.Context, ids []hearth.SnapshotID) (list []hearth.Snapshot, err error) {
-	err = f.p.through(func() error { list, err = f.p.w.Beneath(ctx, ids); return err })
-	return list, err
+func (f faultyShelf) Objects(ctx context.Context, ids []hearth.SnapshotID) (of map[hearth.SnapshotID][]blob.Object, err error) {
+	err = f.p.through(func() error { of, err = f.p.w.Objects(ctx, ids); return err })
+	return of, err
+}
+
+func (f faultyShelf) Pack(ctx context.Context, ids []hearth.SnapshotID) error {
+	return f.p.through(func() error { return f.p.w.Pack(ctx, ids) })
 }
 
 // faultyStore checks every write of a sandbox against the state table.

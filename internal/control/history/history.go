@@ -14,12 +14,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"unicode"
 
+	"hearth/internal/blob"
 	"hearth/internal/control/archive"
 	"hearth/internal/control/lanes"
 	"hearth/internal/hearth"
@@ -39,9 +41,15 @@ type rows interface {
 	Sandbox(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error)
 }
 
-// Shelf knows what snapshots lie on and what is there for them alone.
+// Shelf has the files of snapshots.
 type Shelf interface {
-	Beneath(ctx context.Context, ids []hearth.SnapshotID) ([]hearth.Snapshot, error)
+	// Objects returns what is on disk for each of some snapshots, perhaps for others
+	// of them as well, and for nothing else that is kept.
+	Objects(ctx context.Context, ids []hearth.SnapshotID) (map[hearth.SnapshotID][]blob.Object, error)
+
+	// Pack makes snapshots as small on disk as they will be: compressed, and sharing
+	// what they can. It does nothing with those that are.
+	Pack(ctx context.Context, ids []hearth.SnapshotID) error
 }
 
 // Deps is what a keeper is made of.
@@ -199,23 +207,41 @@ func live(s *hearth.Snapshot) bool {
 }
 
 // weighed turns rows into what thinning looks at.
-func (k *Keeper) weighed(ctx context.Context, all []*hearth.Snapshot, head hearth.SnapshotID) (steps []Step, beneath []Piece, err error) {
-	var ids []hearth.SnapshotID
+func (k *Keeper) weighed(ctx context.Context, all []*hearth.Snapshot, head hearth.SnapshotID) (steps []Step, err error) {
 	for _, s := range all {
-		if !live(s) {
-			continue
+		if live(s) {
+			steps = append(steps, Step{ID: s.ID, Number: s.Step, Gap: s.Status == hearth.SnapshotFailed, Pinned: s.ID == head})
 		}
-		step := Step{Number: s.Step, Gap: s.Status == hearth.SnapshotFailed, Pinned: s.ID == head, Piece: Piece{ID: s.ID, Base: s.Base, Bytes: s.Bytes()}}
-		steps = append(steps, step)
-		if !step.Gap {
+	}
+	of, err := k.deps.Shelf.Objects(ctx, whole(steps))
+	for i, s := range steps {
+		steps[i].Objects = of[s.ID]
+	}
+	return steps, err
+}
+
+// whole names the steps that can be gone back to.
+func whole(steps []Step) (ids []hearth.SnapshotID) {
+	for _, s := range steps {
+		if !s.Gap {
 			ids = append(ids, s.ID)
 		}
 	}
-	below, err := k.deps.Shelf.Beneath(ctx, ids)
-	for _, b := range below {
-		beneath = append(beneath, Piece{ID: b.ID, Base: b.Base, Bytes: b.Bytes()})
+	return ids
+}
+
+// without is the steps that are left.
+func without(steps, gone []Step) (kept []Step) {
+	numbers := map[int64]bool{}
+	for _, s := range gone {
+		numbers[s.Number] = true
 	}
-	return steps, beneath, err
+	for _, s := range steps {
+		if !numbers[s.Number] {
+			kept = append(kept, s)
+		}
+	}
+	return kept
 }
 
 // thin drops the steps that the rule lets go. The caller holds the sandbox's lock.
@@ -228,15 +254,27 @@ func (k *Keeper) thin(ctx context.Context, sb *hearth.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	steps, beneath, err := k.weighed(ctx, all, now.Head)
+	steps, err := k.weighed(ctx, all, now.Head)
 	if err != nil {
 		return err
+	}
+	budget := sb.Lifecycle.History
+	if kept := without(steps, Thin(steps, math.MaxInt64)); Weigh(kept) > budget {
+		// The newest are plain files yet, which may be many times of what will be left of
+		// them. This takes time under the sandbox's lock: one that writes faster than its
+		// steps are packed waits for that, instead of losing them.
+		if err := k.deps.Shelf.Pack(ctx, whole(kept)); err != nil {
+			k.deps.Log.Warn("steps of a sandbox's history are not packed yet, and count as they are", "sandbox", sb.ID, "err", err)
+		}
+		if steps, err = k.weighed(ctx, all, now.Head); err != nil {
+			return err
+		}
 	}
 	by := map[hearth.SnapshotID]*hearth.Snapshot{}
 	for _, s := range all {
 		by[s.ID] = s
 	}
-	for _, gone := range Thin(steps, beneath, sb.Lifecycle.History) {
+	for _, gone := range Thin(steps, budget) {
 		if err := k.drop(ctx, by[gone.ID], all); err != nil {
 			return err
 		}
@@ -279,7 +317,7 @@ func (k *Keeper) List(ctx context.Context, sb *hearth.Sandbox) (*History, error)
 	if err != nil {
 		return nil, err
 	}
-	steps, beneath, err := k.weighed(ctx, all, sb.Head)
+	steps, err := k.weighed(ctx, all, sb.Head)
 	if err != nil {
 		return nil, err
 	}
@@ -287,7 +325,7 @@ func (k *Keeper) List(ctx context.Context, sb *hearth.Sandbox) (*History, error)
 	for _, s := range all {
 		by[s.ID] = s
 	}
-	h := &History{Bytes: Weigh(steps, beneath), Budget: sb.Lifecycle.History, Head: number(sb.Head, by)}
+	h := &History{Bytes: Weigh(steps), Budget: sb.Lifecycle.History, Head: number(sb.Head, by)}
 	for _, s := range all {
 		if live(s) || kept(s) {
 			h.Steps = append(h.Steps, Entry{Snapshot: s, Parent: number(s.After, by)})

@@ -54,57 +54,6 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestBeneath: what was removed and is still needed is told, once, with its bytes;
-// what is somebody's own is not.
-func TestBeneath(t *testing.T) {
-	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
-	ctx := t.Context()
-	put := func(id, on hearth.SnapshotID, file string) {
-		t.Helper()
-		c := checkpoint(t, map[string]string{"pages": file})
-		if on != "" {
-			c.Base = &driver.Checkpoint{Dir: "/laid/" + string(on)}
-		}
-		if _, err := p.shelf.Put(ctx, "o", hearth.Snapshot{ID: id, Parent: on}, c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("warm", "", "w")
-	put("paused", "warm", "pp")
-	put("a", "paused", "aaa")
-	put("b", "paused", "bbbb")
-	beneath := func(ids ...hearth.SnapshotID) (names string, bytes int64) {
-		t.Helper()
-		list, err := p.shelf.Beneath(ctx, ids)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range list {
-			names += string(s.ID) + "<" + string(s.Base) + " "
-			bytes += s.Bytes()
-		}
-		return names, bytes
-	}
-	if names, _ := beneath("a", "b"); names != "" {
-		t.Errorf("what is not removed is told: %s", names)
-	}
-	if err := p.shelf.Remove(ctx, "paused"); err != nil {
-		t.Fatal(err)
-	}
-	if names, bytes := beneath("a", "b", "nothing"); names != "paused<warm " || bytes != 2 {
-		t.Errorf("%s of %d bytes", names, bytes)
-	}
-	for _, id := range []hearth.SnapshotID{"a", "b"} {
-		if err := p.shelf.Remove(ctx, id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p.tidy()
-	if names, _ := beneath("a", "b"); names != "" {
-		t.Errorf("what is gone is told: %s", names)
-	}
-}
-
 // TestHolesAreNotCounted in what a file occupies.
 func TestHolesAreNotCounted(t *testing.T) {
 	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)

@@ -53,13 +53,36 @@ func (s *Shelf) Tidy(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	for _, id := range s.waiting(ctx) {
+	due := func(_ hearth.SnapshotID, n node) bool { return s.packing.due(n, s.now()) <= 0 }
+	for _, id := range s.waiting(ctx, due) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		errs = append(errs, s.packOne(ctx, id))
 	}
 	errs = append(errs, s.evict(ctx, s.packing.Cache), s.collect(ctx))
+	return errors.Join(errs...)
+}
+
+// Pack packs snapshots, and what they refer to, that are not packed yet, without
+// waiting until they are old enough. Without an archive it does nothing.
+func (s *Shelf) Pack(ctx context.Context, ids []hearth.SnapshotID) error {
+	if s.packing.Archive == nil {
+		return nil
+	}
+	s.mu.Lock()
+	g, err := s.load(ctx)
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	these := g.under(ids)
+	s.mu.Unlock()
+	var errs []error
+	for _, id := range s.waiting(ctx, func(id hearth.SnapshotID, _ node) bool { return these[id] }) {
+		errs = append(errs, s.packOne(ctx, id))
+	}
+	s.nudge() // there may be more plain files than the cache should have
 	return errors.Join(errs...)
 }
 
@@ -87,8 +110,8 @@ func (s *Shelf) turnAtArchive(ctx context.Context, tokens int) (done func(), err
 	return done, nil
 }
 
-// waiting lists what is to be packed, the oldest first.
-func (s *Shelf) waiting(ctx context.Context) []hearth.SnapshotID {
+// waiting lists those of some snapshots that are to be packed, the oldest first.
+func (s *Shelf) waiting(ctx context.Context, of func(hearth.SnapshotID, node) bool) []hearth.SnapshotID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, err := s.load(ctx)
@@ -98,13 +121,11 @@ func (s *Shelf) waiting(ctx context.Context) []hearth.SnapshotID {
 	}
 	var list []hearth.SnapshotID
 	for id, n := range g.nodes {
-		if !n.packed && n.raw && !n.damaged && s.packing.due(n, s.now()) <= 0 {
+		if !n.packed && n.raw && !n.damaged && of(id, n) {
 			list = append(list, id)
 		}
 	}
-	slices.SortFunc(list, func(a, b hearth.SnapshotID) int {
-		return cmp.Or(g.nodes[a].created.Compare(g.nodes[b].created), cmp.Compare(a, b))
-	})
+	slices.SortFunc(list, func(a, b hearth.SnapshotID) int { return byAge(a, g.nodes[a], b, g.nodes[b]) })
 	return list
 }
 
@@ -131,13 +152,25 @@ func (s *Shelf) youngest() (d time.Duration) {
 	return d
 }
 
-// packOne puts a snapshot's files into the archive and marks it.
+// packOne puts a snapshot's files into the archive and marks it. Who comes while
+// somebody else does that gets what comes of it.
 func (s *Shelf) packOne(ctx context.Context, id hearth.SnapshotID) error {
+	_, err, _ := s.flights.Do(string(id), func() (any, error) { return nil, s.packAlone(ctx, id) })
+	return err
+}
+
+// packAlone is packOne for the only one who does.
+func (s *Shelf) packAlone(ctx context.Context, id hearth.SnapshotID) error {
+	done, err := s.turnAtArchive(ctx, 1) // or it could be taken for garbage
+	if err != nil {
+		return err
+	}
+	defer done()
 	packer := "packing " + string(id)
 	if err := s.Hold(ctx, packer, id); err != nil {
 		return nil // it went meanwhile
 	}
-	err := s.pack(ctx, id)
+	err = s.pack(ctx, id)
 	if err != nil && ctx.Err() == nil {
 		s.packing.Log.Error("a snapshot cannot be packed", "snapshot", id, "err", err)
 	}
@@ -150,6 +183,9 @@ func (s *Shelf) pack(ctx context.Context, id hearth.SnapshotID) error {
 	n := s.graph.nodes[id]
 	like := s.graph.like(id, n)
 	s.mu.Unlock()
+	if n.packed { // by somebody else, since it was found waiting
+		return nil
+	}
 	return s.archive(ctx, id, n.files, like)
 }
 
@@ -177,16 +213,16 @@ func (g *graph) before(id hearth.SnapshotID, n node) (newest hearth.SnapshotID) 
 		return ""
 	}
 	for at, o := range g.nodes {
-		if o.owner == n.owner && o.packed && older(at, o, id, n) && (newest == "" || older(newest, g.nodes[newest], at, o)) {
+		if o.owner == n.owner && o.packed && byAge(at, o, id, n) < 0 && (newest == "" || byAge(newest, g.nodes[newest], at, o) < 0) {
 			newest = at
 		}
 	}
 	return newest
 }
 
-// older reports whether snapshot a was taken before b; of two at once the names decide.
-func older(a hearth.SnapshotID, of node, b hearth.SnapshotID, than node) bool {
-	return cmp.Or(of.created.Compare(than.created), cmp.Compare(a, b)) < 0
+// byAge compares snapshots by when they were taken; of two at once the names decide.
+func byAge(a hearth.SnapshotID, an node, b hearth.SnapshotID, bn node) int {
+	return cmp.Or(an.created.Compare(bn.created), cmp.Compare(a, b))
 }
 
 // packNew packs a snapshot that is not on the shelf yet.
@@ -253,144 +289,6 @@ func (s *Shelf) settle(ctx context.Context, id hearth.SnapshotID, err error) ([]
 	}
 	s.graph.nodes[id] = n
 	return s.reap(ctx, s.graph, n.parent)
-}
-
-// MakeRoom deletes plain files that are packed and not in use, for somebody whose
-// disk is full: those that were not used for longest, until it is enough bytes or
-// there are no more. It returns how many they had; what the archive is not seen to
-// have stays.
-func (s *Shelf) MakeRoom(ctx context.Context, enough int64) (freed int64, err error) {
-	before := s.plainBytes()
-	err = s.evict(ctx, max(before-enough, 0))
-	return before - s.plainBytes(), err
-}
-
-func (s *Shelf) plainBytes() (sum int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.graph == nil {
-		return 0
-	}
-	for _, n := range s.graph.nodes {
-		if n.raw {
-			sum += n.bytes()
-		}
-	}
-	return sum
-}
-
-// evict deletes plain files that are packed and not in use, those first that were
-// not used for longest, until the rest is within the limit.
-func (s *Shelf) evict(ctx context.Context, limit int64) error {
-	var errs []error
-	for _, id := range s.excess(limit) {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		errs = append(errs, s.evictOne(ctx, id))
-	}
-	return errors.Join(errs...)
-}
-
-// excess lists whose plain files should go.
-func (s *Shelf) excess(limit int64) []hearth.SnapshotID {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.graph == nil {
-		return nil
-	}
-	g, used := s.graph, s.graph.inUse()
-	var total int64
-	var list []hearth.SnapshotID
-	for id, n := range g.nodes {
-		if !n.raw {
-			continue
-		}
-		total += n.bytes()
-		if n.packed && !used[id] && len(n.files) > 0 {
-			list = append(list, id)
-		}
-	}
-	slices.SortFunc(list, func(a, b hearth.SnapshotID) int {
-		return cmp.Or(g.nodes[a].used.Compare(g.nodes[b].used), cmp.Compare(a, b))
-	})
-	for i, id := range list {
-		if total <= limit {
-			return list[:i]
-		}
-		total -= g.nodes[id].bytes()
-	}
-	return list
-}
-
-func (n node) bytes() (sum int64) {
-	for _, f := range n.files {
-		sum += f.Bytes
-	}
-	return sum
-}
-
-// inUse is what holders hold, and all that it refers to.
-func (g *graph) inUse() map[hearth.SnapshotID]bool {
-	used := map[hearth.SnapshotID]bool{}
-	for id := range g.held {
-		for at := id; at != "" && !used[at]; at = g.nodes[at].base {
-			used[at] = true
-		}
-	}
-	return used
-}
-
-// evictOne deletes a snapshot's plain files once the archive was seen to have
-// them. If it does not, they are packed again.
-func (s *Shelf) evictOne(ctx context.Context, id hearth.SnapshotID) error {
-	s.mu.Lock()
-	n := s.graph.nodes[id]
-	s.mu.Unlock()
-	for _, f := range n.files {
-		err := s.packing.Archive.Check(ctx, f.SHA256)
-		if err == nil {
-			continue
-		}
-		k := hearth.KindOf(err)
-		if k == hearth.NotFound || k == hearth.FailedPrecondition {
-			s.packing.Log.Error("a packed snapshot is damaged; it is packed again", "snapshot", id, "file", f.Name, "err", err)
-			_, cerr := s.packing.Archive.Collect(ctx, func(sha256 string) bool { return sha256 != f.SHA256 })
-			return errors.Join(err, cerr, s.unmark(ctx, id))
-		}
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n, ok := s.graph.nodes[id]
-	if !ok || s.graph.inUse()[id] {
-		return nil
-	}
-	n.raw, n.lent = false, false
-	s.graph.nodes[id] = n
-	if err := s.dropNotes(ctx, id); err != nil {
-		return err
-	}
-	for _, f := range n.files {
-		if err := s.blobs.Delete(ctx, f.Blob); err != nil {
-			return err
-		}
-		s.proofs.forget(f.Blob)
-	}
-	s.packing.Log.Info("plain files of a packed snapshot removed", "snapshot", id, "bytes", n.bytes())
-	return nil
-}
-
-// unmark says that a snapshot is not in the archive after all.
-func (s *Shelf) unmark(ctx context.Context, id hearth.SnapshotID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n, ok := s.graph.nodes[id]; ok {
-		n.packed, n.alone = false, true
-		s.graph.nodes[id] = n
-	}
-	s.nudge()
-	return s.blobs.Delete(ctx, prefix(id)+packedName)
 }
 
 // touch notes that snapshots are being used.

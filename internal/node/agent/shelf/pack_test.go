@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"hearth/internal/blob"
 	"hearth/internal/blob/blobtest"
@@ -81,6 +82,11 @@ func (p *packed) atOnce(wrap func(blob.Archive) blob.Archive) {
 		p.archive = wrap(p.archive)
 	}
 	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: p.archive, AtOnce: true, Log: slog.New(slog.DiscardHandler)})
+}
+
+// young makes a shelf anew that packs only what is so old.
+func (p *packed) young(after time.Duration) {
+	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: p.archive, Cache: 1 << 30, After: after, Log: slog.New(slog.DiscardHandler)})
 }
 
 func (p *packed) put(id, parent hearth.SnapshotID, pages []byte) *hearth.Snapshot {

@@ -41,6 +41,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"hearth/internal/blob"
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
@@ -98,9 +100,10 @@ type Shelf struct {
 
 	packing    Packing // no archive: nothing is packed
 	now        func() time.Time
-	archiving  chan struct{} // holds a token per snapshot that is new, from its packing to its entry; all, while garbage is collected
+	archiving  chan struct{} // holds a token per snapshot that is being packed, of a new one until its entry; all, while garbage is collected
 	rebuilding chan struct{} // holds a token: files are unpacked one after the other
 	wake       chan struct{}
+	flights    singleflight.Group // packings of snapshots on the shelf
 
 	weighing chan struct{} // holds a token: weights are found out one after the other
 	weights  weights

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 
+	"hearth/internal/blob"
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 )
@@ -26,31 +27,84 @@ func stored(file string, size int64) int64 {
 	return min(size, st.Blocks*512)
 }
 
-// Beneath lists, for snapshots that are kept, what they refer to and what is there
-// for its heirs alone: removed snapshots, whose files stay until the last that
-// refers to them goes. Each is listed once, with its ID, its Base and its Files.
-func (s *Shelf) Beneath(ctx context.Context, ids []hearth.SnapshotID) ([]hearth.Snapshot, error) {
+// Objects returns what is on disk for each of some snapshots that are kept, and for
+// no other that is kept: of it and of all that it refers to, the archive's objects
+// where that is packed, else the plain files. Several of the snapshots may need the
+// same object, which has the same name then and goes with the last of them. Plain files of what is
+// packed are a cache and left out. A snapshot that is not there has none.
+func (s *Shelf) Objects(ctx context.Context, ids []hearth.SnapshotID) (map[hearth.SnapshotID][]blob.Object, error) {
+	of, others, nodes, err := s.apart(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	elsewhere := map[string]bool{}
+	for at := range others {
+		list, err := s.objects(ctx, nodes[at])
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range list {
+			elsewhere[o.Name] = true
+		}
+	}
+	all := map[hearth.SnapshotID][]blob.Object{}
+	for id, layers := range of {
+		seen := map[string]bool{}
+		for _, at := range layers {
+			list, err := s.objects(ctx, nodes[at])
+			if err != nil {
+				return nil, err
+			}
+			for _, o := range list {
+				if !seen[o.Name] && !elsewhere[o.Name] {
+					seen[o.Name] = true
+					all[id] = append(all[id], o)
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// apart returns the layers of some snapshots, which are those that others
+// that are kept have, and what is known of them all.
+func (s *Shelf) apart(ctx context.Context, ids []hearth.SnapshotID) (of map[hearth.SnapshotID][]hearth.SnapshotID, others map[hearth.SnapshotID]bool, nodes map[hearth.SnapshotID]node, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g, err := s.load(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	var list []hearth.Snapshot
-	seen := map[hearth.SnapshotID]bool{}
+	of = map[hearth.SnapshotID][]hearth.SnapshotID{}
 	for _, id := range ids {
-		at := g.nodes[id].base
-		for range driver.MaxLayers {
-			n, there := g.nodes[at]
-			if !there || seen[at] {
-				break
-			}
-			seen[at] = true
-			if n.removed {
-				list = append(list, hearth.Snapshot{ID: at, Base: n.base, Files: n.files})
-			}
-			at = n.base
+		of[id] = g.chain(id)
+	}
+	var rest []hearth.SnapshotID
+	for id, n := range g.nodes {
+		if _, among := of[id]; !among && !n.removed {
+			rest = append(rest, id)
 		}
+	}
+	return of, g.under(rest), maps.Clone(g.nodes), nil
+}
+
+// objects lists what is on disk for one snapshot's own files. What the archive
+// cannot tell of a file, because it is damaged or of another key, the plain file
+// stands for.
+func (s *Shelf) objects(ctx context.Context, n node) (list []blob.Object, err error) {
+	for _, f := range n.files {
+		if s.archived(n) {
+			of, err := s.packing.Archive.Objects(ctx, f.SHA256)
+			if err == nil {
+				list = append(list, of...)
+				continue
+			}
+			if k := hearth.KindOf(err); k != hearth.NotFound && k != hearth.FailedPrecondition {
+				return nil, err
+			}
+		}
+		one := hearth.Snapshot{Files: []hearth.File{f}}
+		list = append(list, blob.Object{Name: f.Blob, Bytes: one.Bytes()})
 	}
 	return list, nil
 }
@@ -139,17 +193,11 @@ func (s *Shelf) layers(ctx context.Context, id hearth.SnapshotID, over []hearth.
 	if n, there := g.nodes[id]; !there || n.removed {
 		return 0, 0, nil, nil, hearth.Errorf(hearth.NotFound, "snapshot %s not found", id)
 	}
-	theirs := map[hearth.SnapshotID]bool{}
-	for _, o := range over {
-		for _, at := range g.chain(o) {
-			if theirs[at] {
-				break
-			}
-			theirs[at] = true
-			if n := g.nodes[at]; s.archived(n) {
-				for _, f := range n.files {
-					beside = append(beside, f.SHA256)
-				}
+	theirs := g.under(over)
+	for _, at := range slices.Sorted(maps.Keys(theirs)) { // as the results are remembered
+		if n := g.nodes[at]; s.archived(n) {
+			for _, f := range n.files {
+				beside = append(beside, f.SHA256)
 			}
 		}
 	}
@@ -186,4 +234,18 @@ func (g *graph) chain(id hearth.SnapshotID) (list []hearth.SnapshotID) {
 		id = n.base
 	}
 	return list
+}
+
+// under is some snapshots and all that they refer to, as far as that is there.
+func (g *graph) under(ids []hearth.SnapshotID) map[hearth.SnapshotID]bool {
+	all := map[hearth.SnapshotID]bool{}
+	for _, id := range ids {
+		for _, at := range g.chain(id) {
+			if all[at] {
+				break
+			}
+			all[at] = true
+		}
+	}
+	return all
 }
