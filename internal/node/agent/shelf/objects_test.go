@@ -3,6 +3,7 @@ package shelf_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -147,6 +148,14 @@ type counted struct {
 	begin  chan string // not nil: told of each Pack
 	goOn   chan struct{}
 	refuse error
+	during func() // not nil: runs while garbage is collected
+}
+
+func (c *counted) Collect(ctx context.Context, keep func(string) bool) (int64, error) {
+	if c.during != nil {
+		c.during()
+	}
+	return c.Archive.Collect(ctx, keep)
 }
 
 func (c *counted) Pack(ctx context.Context, files []blob.Source, like []string) (blob.Packed, error) {
@@ -244,5 +253,46 @@ func TestPackAndTidyAtOnce(t *testing.T) {
 			t.Errorf("%s was packed %d times", s.ID, c.times(s))
 		}
 		must(t, c.Check(t.Context(), s.Files[0].SHA256))
+	}
+}
+
+// TestPackWaitsForGarbage: what came onto the shelf after it was said what is garbage
+// is not packed before that is collected, or it would go with it.
+func TestPackWaitsForGarbage(t *testing.T) {
+	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+	c := &counted{Archive: p.archive, packs: map[string]int{}}
+	p.with(c, 1<<30)
+	var late *hearth.Snapshot
+	c.during = func() {
+		late = p.put("late", "", blobtest.Noise(1000, 1))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // it would wait for ever here
+		if err := p.shelf.Pack(ctx, []hearth.SnapshotID{"late"}); !errors.Is(err, context.Canceled) || c.times(late) > 0 {
+			t.Errorf("packed %d times while garbage is collected, %v", c.times(late), err)
+		}
+	}
+	p.tidy()
+	if late == nil {
+		t.Fatal("no garbage was collected")
+	}
+	c.during = nil
+	must(t, p.shelf.Pack(t.Context(), []hearth.SnapshotID{"late"}))
+	must(t, c.Check(t.Context(), late.Files[0].SHA256))
+}
+
+// TestPackedMeanwhile: what Tidy found waiting and somebody else packed before its
+// turn came is not packed again.
+func TestPackedMeanwhile(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // so many are packed at once
+	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+	c := &counted{Archive: p.archive, packs: map[string]int{}}
+	r := &raced{Archive: c}
+	p.with(r, 1<<30)
+	p.putOf("o", "s1", "", 1, blobtest.Noise(1000, 1))
+	second := p.putOf("o", "s2", "", 2, blobtest.Noise(1000, 2))
+	r.meanwhile = func() { must(t, p.shelf.Pack(t.Context(), []hearth.SnapshotID{"s2"})) }
+	p.tidy()
+	if n := c.times(second); n != 1 {
+		t.Errorf("packed %d times", n)
 	}
 }

@@ -135,3 +135,16 @@ func TestWhatIsSharedWithGoes(t *testing.T) {
 		t.Errorf("laid %d bytes, %v", len(got), err)
 	}
 }
+
+// Of all that a sandbox has the newest is shared with: it has what came last, too.
+func TestTheNewestIsSharedWith(t *testing.T) {
+	p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+	var pages []byte
+	for n, id := range []hearth.SnapshotID{"c", "a", "d", "b"} { // in this order, whatever they are called
+		pages = append(pages, blobtest.Noise(500_000, uint64(n))...)
+		p.putOf("o", id, "", int64(n), pages)
+		if grew := p.grown(p.tidy); grew > 600_000 {
+			t.Errorf("%s takes %d bytes for 500,000 new ones", id, grew)
+		}
+	}
+}
