@@ -272,7 +272,7 @@ type FileChangeKind string
 
 // HistoryStep defines model for HistoryStep.
 type HistoryStep struct {
-	// Bytes Of its own files.
+	// Bytes Of its own files before they are packed.
 	Bytes     int64     `json:"bytes"`
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -466,7 +466,7 @@ type SandboxForkResult struct {
 
 // SandboxHistory defines model for SandboxHistory.
 type SandboxHistory struct {
-	// Bytes What is there for steps alone: their files, and those of removed snapshots that they refer to.
+	// Bytes On disk for steps alone: of their files, and those of removed snapshots that they refer to, what is packed as that, the rest plain, and what several share once.
 	Bytes int64 `json:"bytes"`
 
 	// Head The step that the sandbox's state comes from; absent: none that is left.
