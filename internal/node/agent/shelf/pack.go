@@ -170,6 +170,9 @@ func (s *Shelf) packAlone(ctx context.Context, id hearth.SnapshotID) error {
 	if err := s.Hold(ctx, packer, id); err != nil {
 		return nil // it went meanwhile
 	}
+	if s.isPacked(id) { // by somebody else, since it was found waiting
+		return s.Release(context.WithoutCancel(ctx), packer)
+	}
 	err = s.pack(ctx, id)
 	if err != nil && ctx.Err() == nil {
 		s.packing.Log.Error("a snapshot cannot be packed", "snapshot", id, "err", err)
@@ -183,10 +186,13 @@ func (s *Shelf) pack(ctx context.Context, id hearth.SnapshotID) error {
 	n := s.graph.nodes[id]
 	like := s.graph.like(id, n)
 	s.mu.Unlock()
-	if n.packed { // by somebody else, since it was found waiting
-		return nil
-	}
 	return s.archive(ctx, id, n.files, like)
+}
+
+func (s *Shelf) isPacked(id hearth.SnapshotID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.graph.nodes[id].packed
 }
 
 // like lists the files that those of a snapshot may share parts with: its parent's,

@@ -29,9 +29,9 @@ func stored(file string, size int64) int64 {
 
 // Objects returns what is on disk for each of some snapshots that are kept, and for
 // no other that is kept: of it and of all that it refers to, the archive's objects
-// where that is packed, else the plain files. Several of the snapshots may need the
-// same object, which has the same name then and goes with the last of them. Plain files of what is
-// packed are a cache and left out. A snapshot that is not there has none.
+// where that is packed, else the plain files. What several of them need has one name,
+// and goes with the last of them. Plain files of what is packed are a cache and left
+// out. A snapshot that is not there has none.
 func (s *Shelf) Objects(ctx context.Context, ids []hearth.SnapshotID) (map[hearth.SnapshotID][]blob.Object, error) {
 	of, others, nodes, err := s.apart(ctx, ids)
 	if err != nil {
@@ -66,8 +66,8 @@ func (s *Shelf) Objects(ctx context.Context, ids []hearth.SnapshotID) (map[heart
 	return all, nil
 }
 
-// apart returns the layers of some snapshots, which are those that others
-// that are kept have, and what is known of them all.
+// apart lists the layers of each of some snapshots, and those that the others that are
+// kept have. nodes is what is known of all of them.
 func (s *Shelf) apart(ctx context.Context, ids []hearth.SnapshotID) (of map[hearth.SnapshotID][]hearth.SnapshotID, others map[hearth.SnapshotID]bool, nodes map[hearth.SnapshotID]node, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
