@@ -153,7 +153,7 @@ func New(d Deps) *Controller {
 		},
 	})
 	c.history = history.New(history.Deps{
-		Store: d.Store, Archive: c.archive, Shelf: d.Shelf, Lanes: c.lanes, Go: c.work.Go, Log: d.Log, Take: c.takeStep,
+		Store: d.Store, Archive: c.archive, Shelf: d.Shelf, Lanes: c.lanes, Go: c.work.Go, Life: c.life, Log: d.Log, Take: c.takeStep,
 	})
 	return c
 }

@@ -321,6 +321,39 @@ func TestStepsArePackedBeforeTheyGo(t *testing.T) {
 	})
 }
 
+// TestPackingKeepsNobodyElse: while steps are packed the next step waits, and nothing
+// else that is done with their sandbox.
+func TestPackingKeepsNobodyElse(t *testing.T) {
+	inHistory(t, 64<<20, func(t *testing.T, w *world, p *process, id hearth.SandboxID) {
+		const packing = 20 * time.Second
+		w.set(func() { w.delay["pack"], w.bytes = packing, 65<<20 })
+		step := func() (took time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if err := p.Step(t.Context(), id, "ls"); err != nil {
+				t.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		if took := step(); took >= packing {
+			t.Errorf("the first step waits for its own packing: %s", took)
+		}
+		if took := step(); took < packing-time.Second {
+			t.Errorf("the second does not wait for it: %s", took)
+		}
+		began := time.Now()
+		if err := p.Pause(t.Context(), "t1", id); err != nil {
+			t.Error(err)
+		}
+		if err := p.Kill(t.Context(), "t1", id); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took >= packing {
+			t.Errorf("a pause and a kill took %s", took)
+		}
+	})
+}
+
 // TestEndOfAHistory: steps go with their sandbox, but for one that another sandbox
 // was made from.
 func TestEndOfAHistory(t *testing.T) {

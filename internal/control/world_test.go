@@ -341,6 +341,10 @@ func (w *world) Objects(_ context.Context, ids []hearth.SnapshotID) (map[hearth.
 // Pack implements the controller's shelf.
 func (w *world) Pack(_ context.Context, ids []hearth.SnapshotID) error {
 	w.mu.Lock()
+	wait := w.delay["pack"]
+	w.mu.Unlock()
+	time.Sleep(wait)
+	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.refuse["pack"]; err != nil {
 		return err

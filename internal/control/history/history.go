@@ -3,7 +3,8 @@
 //
 // A step is a snapshot of kind step, taken under the sandbox's lock like any
 // other. Commands that end while one is being taken wait for the next, which is
-// taken for all of them: so however many end at once, each waits for two at most.
+// taken for all of them: so however many end at once, each waits for two at most,
+// and for what the first of them has to be packed for, see Keeper.run.
 // A step that cannot be taken is a gap: its row says why. After every step the
 // older ones are thinned, see Thin. A step that was thinned is taken out of the
 // line of snapshots; its files go with the last that lies on them.
@@ -12,7 +13,6 @@ package history
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"math"
 	"slices"
@@ -58,7 +58,8 @@ type Deps struct {
 	Archive *archive.Archive
 	Shelf   Shelf
 	Lanes   *lanes.Lanes
-	Go      func(func()) // runs what outlives its caller
+	Go      func(func())    // runs what outlives its caller
+	Life    context.Context // with which that ends
 	Log     *slog.Logger
 
 	// Take takes a step, and returns the sandbox and the error of the step. The
@@ -69,17 +70,16 @@ type Deps struct {
 // Keeper keeps the steps of all sandboxes. Its methods are safe for concurrent use.
 type Keeper struct {
 	deps          Deps
+	turns         lanes.Locks // for taking steps and thinning
 	taken, failed atomic.Int64
 
 	mu      sync.Mutex
-	waiting map[hearth.SandboxID]*batch // what the next step of a sandbox is for
-	batches int64
+	waiting map[hearth.SandboxID]*batch        // what the next step of a sandbox is for
 	later   map[hearth.SandboxID]hearth.TeamID // whose history could not be forgotten
 }
 
 // batch is the commands that share a step. err is set before done is closed.
 type batch struct {
-	number int64
 	labels []string
 	done   chan struct{}
 	err    error
@@ -102,10 +102,7 @@ func (k *Keeper) Step(ctx context.Context, id hearth.SandboxID, label string) er
 	b, first := k.join(id, label)
 	if first {
 		detached := context.WithoutCancel(ctx)
-		k.deps.Go(func() {
-			b.err = k.run(detached, id, b)
-			close(b.done)
-		})
+		k.deps.Go(func() { k.run(detached, id, b) })
 	}
 	select {
 	case <-b.done:
@@ -124,8 +121,7 @@ func (k *Keeper) join(id hearth.SandboxID, label string) (b *batch, first bool) 
 	defer k.mu.Unlock()
 	b = k.waiting[id]
 	if first = b == nil; first {
-		k.batches++
-		b = &batch{number: k.batches, done: make(chan struct{})}
+		b = &batch{done: make(chan struct{})}
 		k.waiting[id] = b
 	}
 	if len(b.labels) < maxLabels {
@@ -145,29 +141,49 @@ func (k *Keeper) seal(id hearth.SandboxID, b *batch) string {
 }
 
 // run takes the step of a batch, and thins the history once everybody has his
-// answer.
-func (k *Keeper) run(ctx context.Context, id hearth.SandboxID, b *batch) error {
-	defer k.seal(id, b) // should the sandbox's turn never come
-	_, _, err := k.deps.Lanes.Share(ctx, lanes.Key{ID: id, Op: fmt.Sprintf("step %d", b.number)}, func(ctx context.Context) (*hearth.Sandbox, func(context.Context), error) {
-		sb, err := k.deps.Take(ctx, id, k.seal(id, b))
-		if sb == nil {
-			return &hearth.Sandbox{}, nil, err
-		}
-		if err != nil {
-			k.failed.Add(1)
-			k.deps.Log.Warn("a step of a sandbox's history could not be taken", "sandbox", id, "step", sb.Lifecycle.Steps, "err", err)
-		} else {
-			k.taken.Add(1)
-		}
-		return sb, func(ctx context.Context) { k.tidy(ctx, sb) }, err
-	})
-	return err
+// answer. The sandbox's next step waits for both: it does not write faster than its
+// steps are packed. Others who want the sandbox do not wait for the packing.
+func (k *Keeper) run(ctx context.Context, id hearth.SandboxID, b *batch) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(k.deps.Life, cancel)()
+	unlock, err := k.turns.Lock(ctx, id)
+	if err == nil {
+		defer unlock()
+	}
+	var sb *hearth.Sandbox
+	if err == nil {
+		sb, err = k.take(ctx, id, b)
+	}
+	k.seal(id, b) // should the sandbox's turn never have come
+	b.err = err
+	close(b.done)
+	if sb == nil {
+		return
+	}
+	if err := k.tidy(ctx, sb); err != nil {
+		k.deps.Log.Warn("a sandbox's history is not thinned yet", "sandbox", id, "err", err)
+	}
 }
 
-func (k *Keeper) tidy(ctx context.Context, sb *hearth.Sandbox) {
-	if err := k.thin(ctx, sb); err != nil {
-		k.deps.Log.Warn("a sandbox's history is not thinned yet", "sandbox", sb.ID, "err", err)
+// take takes the step of a batch, and returns its sandbox: nil when there is none to
+// be taken.
+func (k *Keeper) take(ctx context.Context, id hearth.SandboxID, b *batch) (*hearth.Sandbox, error) {
+	unlock, err := k.deps.Lanes.Lock(ctx, id)
+	if err != nil {
+		return nil, err
 	}
+	defer unlock()
+	sb, err := k.deps.Take(ctx, id, k.seal(id, b))
+	switch {
+	case sb == nil:
+	case err != nil:
+		k.failed.Add(1)
+		k.deps.Log.Warn("a step of a sandbox's history could not be taken", "sandbox", id, "step", sb.Lifecycle.Steps, "err", err)
+	default:
+		k.taken.Add(1)
+	}
+	return sb, err
 }
 
 // Label makes a text fit to be shown: printable, on one line, MaxLabel bytes at most.
@@ -244,37 +260,55 @@ func without(steps, gone []Step) (kept []Step) {
 	return kept
 }
 
-// thin drops the steps that the rule lets go. The caller holds the sandbox's lock.
-func (k *Keeper) thin(ctx context.Context, sb *hearth.Sandbox) error {
-	all, err := k.of(ctx, sb.Team, sb.ID)
-	if err != nil {
-		return err
+// look returns all snapshots that were taken of a sandbox, and what thinning looks at.
+func (k *Keeper) look(ctx context.Context, sb *hearth.Sandbox) (all []*hearth.Snapshot, steps []Step, err error) {
+	if all, err = k.of(ctx, sb.Team, sb.ID); err != nil {
+		return nil, nil, err
 	}
 	now, err := k.deps.Store.Sandbox(ctx, sb.ID) // where its state comes from
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	steps, err := k.weighed(ctx, all, now.Head)
+	steps, err = k.weighed(ctx, all, now.Head)
+	return all, steps, err
+}
+
+// tidy thins a history. Before a step goes for the budget's sake the newest, which are
+// plain files yet and may be many times of what will be left of them, are packed.
+func (k *Keeper) tidy(ctx context.Context, sb *hearth.Sandbox) error {
+	_, steps, err := k.look(ctx, sb)
 	if err != nil {
 		return err
 	}
 	budget := sb.Lifecycle.History
-	if kept := without(steps, Thin(steps, math.MaxInt64)); Weigh(kept) > budget {
-		// The newest are plain files yet, which may be many times of what will be left of
-		// them. This takes time under the sandbox's lock: one that writes faster than its
-		// steps are packed waits for that, instead of losing them.
+	kept := without(steps, Thin(steps, math.MaxInt64))
+	if len(kept) == len(steps) && Weigh(kept) <= budget {
+		return nil
+	}
+	if Weigh(kept) > budget {
 		if err := k.deps.Shelf.Pack(ctx, whole(kept)); err != nil {
 			k.deps.Log.Warn("steps of a sandbox's history are not packed yet, and count as they are", "sandbox", sb.ID, "err", err)
 		}
-		if steps, err = k.weighed(ctx, all, now.Head); err != nil {
-			return err
-		}
+	}
+	return k.thin(ctx, sb)
+}
+
+// thin drops the steps that the rule lets go.
+func (k *Keeper) thin(ctx context.Context, sb *hearth.Sandbox) error {
+	unlock, err := k.deps.Lanes.Lock(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	all, steps, err := k.look(ctx, sb)
+	if err != nil {
+		return err
 	}
 	by := map[hearth.SnapshotID]*hearth.Snapshot{}
 	for _, s := range all {
 		by[s.ID] = s
 	}
-	for _, gone := range Thin(steps, budget) {
+	for _, gone := range Thin(steps, sb.Lifecycle.History) {
 		if err := k.drop(ctx, by[gone.ID], all); err != nil {
 			return err
 		}
