@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"hearth/internal/auth"
+	"hearth/internal/blob"
 	"hearth/internal/control"
 	"hearth/internal/edge"
 	"hearth/internal/guest"
@@ -56,9 +57,11 @@ func (noShelf) Weigh(context.Context, hearth.SnapshotID, ...hearth.SnapshotID) (
 	return 0, 0, nil
 }
 
-func (noShelf) Beneath(context.Context, []hearth.SnapshotID) ([]hearth.Snapshot, error) {
+func (noShelf) Objects(context.Context, []hearth.SnapshotID) (map[hearth.SnapshotID][]blob.Object, error) {
 	return nil, nil
 }
+
+func (noShelf) Pack(context.Context, []hearth.SnapshotID) error { return nil }
 
 // paused returns a way into two paused sandboxes, of which traffic wakes the first.
 func paused(t *testing.T) (traffic http.Handler, n *inn, tokens *auth.Tokens) {

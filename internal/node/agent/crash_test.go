@@ -244,6 +244,41 @@ func TestWhatDiedMeanwhileIsReported(t *testing.T) {
 	w.shutdown(b)
 }
 
+// TestStoppedWhileItTakesUp: who stops a node that takes up its sandboxes ends none.
+func TestStoppedWhileItTakesUp(t *testing.T) {
+	for _, op := range []string{"driver.attach", "net.attach", "net.policy"} {
+		t.Run(op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.open(agent.Config{})
+				req := w.request()
+				w.start(a, req)
+				w.poke(a, req, "precious")
+				a.Close()
+				ctx, stop := context.WithCancel(t.Context())
+				w.on(func(ctx context.Context, got string) error {
+					if got == op {
+						stop()
+						return ctx.Err()
+					}
+					return nil
+				})
+				b := w.agent(agent.Config{})
+				err := b.Open(ctx)
+				b.Close()
+				w.on(nil)
+				c := w.open(agent.Config{})
+				if t.Logf("stopped, it says %v", err); ctx.Err() == nil {
+					t.Error("it was not stopped")
+				}
+				w.wantWord(c, req, "precious")
+				w.wantHeld(1)
+				w.shutdown(c)
+			})
+		})
+	}
+}
+
 func write(path, content string) error { return os.WriteFile(path, []byte(content), 0o600) }
 
 // TestTornDirectoryIsSwept opens on what a power cut or an operator may leave.

@@ -118,8 +118,14 @@ func (a *Agent) prepare(ctx context.Context) error {
 	return nil
 }
 
-// recover takes up one machine, or takes it down.
+// takeUpTime bounds how long it may take to take up one machine.
+const takeUpTime = 2 * time.Minute
+
+// recover takes up one machine, or takes it down: never because somebody stops this
+// process meanwhile.
 func (a *Agent) recover(ctx context.Context, rec journal.Record) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeUpTime)
+	defer cancel()
 	mc := newMachine(rec)
 	var err error
 	switch {
