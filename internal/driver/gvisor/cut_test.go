@@ -2,6 +2,7 @@ package gvisor_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -65,7 +66,7 @@ func TestFreezeOrThawIsCutShort(t *testing.T) {
 func wantGone(t *testing.T, d driver.Driver, h driver.Handle) {
 	t.Helper()
 	if _, err := d.Attach(t.Context(), h); hearth.KindOf(err) != hearth.NotFound {
-		t.Errorf("Attach with published gVisor: %v", err)
+		t.Errorf("Attach: %v", err)
 	}
 }
 
@@ -92,6 +93,38 @@ func isWhole(t *testing.T, m driver.Machine) {
 	must(t, m.Thaw(t.Context()))
 	_, err := drivertest.Open(m).Ask(t.Context(), "GET", "/ticks", nil)
 	must(t, err)
+}
+
+// A server finds a machine whose sandbox is of a build before one could be asked: it is
+// frozen and goes on as with published gVisor, and is given up only in the middle.
+func TestSandboxOfABuildBefore(t *testing.T) {
+	l := newLab(t)
+	d := l.driver(t)
+	m, err := d.Start(t.Context(), l.spec(t, "conf-before", 231))
+	must(t, err)
+	t.Cleanup(func() { must(t, m.Close(context.Background())) })
+	_, err = drivertest.Open(m).Ask(t.Context(), "GET", "/ticks", nil)
+	must(t, err)
+	var state map[string]any
+	h := m.Handle()
+	must(t, json.Unmarshal(h.State, &state))
+	delete(state, "switches")
+	h.State, err = json.Marshal(state)
+	must(t, err)
+	for range 2 {
+		found, err := d.Attach(t.Context(), h)
+		must(t, err)
+		isWhole(t, found)
+		if able, is := found.(driver.Rester); is {
+			must(t, able.Rest(t.Context()))
+			if answers(t, found) {
+				t.Error("it answers though it rests")
+			}
+			must(t, found.Thaw(t.Context()))
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(h.Dir, "unsure"), nil, 0o600))
+	wantGone(t, d, h)
 }
 
 // A process that freezes its machine and lets it go on, again and again, is killed at

@@ -232,20 +232,33 @@ func (m *machine) Thaw(ctx context.Context) error {
 }
 
 // setFrozen makes the guest's tasks stop, perhaps for long, or go on, between two marks.
-// After a call that failed it is made again: unless gVisor is as it is published, which
-// counts, and panics over one too many.
+// After a call that failed it is made again: unless it would be counted.
 func (m *machine) setFrozen(frozen, long bool) error {
-	if m.frozen == frozen && !(m.unsure && sharing) {
+	if m.frozen == frozen && !(m.unsure && m.switches()) {
 		return nil
 	}
 	m.unsure = true
 	if err := os.WriteFile(filepath.Join(m.dir, unsureMark), nil, 0o600); err != nil {
 		return err
 	}
-	if err := setPaused(m.box, frozen, long); err != nil {
+	if err := m.setPaused(frozen, long); err != nil {
 		return err
 	}
 	return m.settle(frozen)
+}
+
+// switches says whether the sandbox's kernel can be asked. One of published gVisor, or
+// of a build of ours before that, counts pauses, and panics over a resume too many.
+func (m *machine) switches() bool { return sharing && m.state.Switches }
+
+func (m *machine) setPaused(paused, long bool) error {
+	switch {
+	case m.switches():
+		return switchTo(m.box, paused, long)
+	case paused:
+		return m.box.Pause(m.id)
+	}
+	return m.box.Resume(m.id)
 }
 
 // settle notes what the guest is for sure.

@@ -20,13 +20,14 @@ type machineState struct {
 	Layer     string            `json:"layer"`
 	Resources hearth.Resources  `json:"resources"`
 	Net       driver.Attachment `json:"net"`
-	Layers    []heldLayer       `json:"layers,omitempty"` // of its checkpoint, oldest first
+	Layers    []heldLayer       `json:"layers,omitempty"`   // of its checkpoint, oldest first
+	Switches  bool              `json:"switches,omitempty"` // it can be asked whether it is frozen; false also of a build before that could be
 }
 
 func newState(pid int, spec driver.Spec, from origin) (machineState, error) {
 	s := machineState{
 		Key: from.key, Guest: from.guest, Layer: spec.Layers[0],
-		Resources: spec.Resources, Net: spec.Net, Layers: from.layers,
+		Resources: spec.Resources, Net: spec.Net, Layers: from.layers, Switches: sharing,
 	}
 	var err error
 	s.Process, err = hostproc.Identify(pid)

@@ -55,8 +55,8 @@ func checkpointOpts(layered bool) sandbox.CheckpointOpts {
 // touchedPages asks a sandbox which pages of its checkpoint it has copied.
 func touchedPages(box *sandbox.Sandbox) ([]uint64, error) { return box.TouchedPages() }
 
-// setPaused pauses a sandbox's guest, perhaps for long, or lets it go on.
-func setPaused(box *sandbox.Sandbox, paused, long bool) error {
+// switchTo pauses a sandbox's guest, perhaps for long, or lets it go on.
+func switchTo(box *sandbox.Sandbox, paused, long bool) error {
 	to := boot.Running
 	if paused {
 		to = boot.Paused

@@ -35,13 +35,8 @@ func checkpointOpts(bool) sandbox.CheckpointOpts {
 
 func touchedPages(*sandbox.Sandbox) ([]uint64, error) { return nil, nil }
 
-func setPaused(box *sandbox.Sandbox, paused, _ bool) error {
-	if paused {
-		return box.Pause(box.ID)
-	}
-	return box.Resume(box.ID)
-}
+func switchTo(*sandbox.Sandbox, bool, bool) error { return errPublished }
 
-func isPaused(*sandbox.Sandbox) (bool, error) {
-	return false, errors.New("published gVisor cannot say whether its tasks are paused")
-}
+func isPaused(*sandbox.Sandbox) (bool, error) { return false, errPublished }
+
+var errPublished = errors.New("published gVisor cannot say whether its tasks are paused")

@@ -3,7 +3,6 @@ package gvisor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,8 +16,7 @@ import (
 )
 
 // Attach finds a machine by its handle. One whose freeze or thaw was cut short by a
-// crash is asked what came of it; with gVisor as it is published it cannot be, and
-// counts as gone.
+// crash is asked what came of it; one that cannot be asked counts as gone then.
 func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, error) {
 	if err := h.CheckAttach(Name); err != nil {
 		return nil, err
@@ -27,12 +25,12 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 	if err != nil {
 		return nil, h.Gone(err)
 	}
-	unsure := exists(filepath.Join(h.Dir, unsureMark))
-	if unsure && !sharing {
-		return nil, h.Gone(errors.New("it was being frozen or thawed when its owner died"))
-	}
 	if !exists(d.socket(h.ID)) {
 		return nil, h.Gone(errors.New("it has no control socket"))
+	}
+	unsure := exists(filepath.Join(h.Dir, unsureMark))
+	if unsure && !(sharing && state.Switches) {
+		return nil, h.Gone(errors.New("it was being frozen or thawed when its owner died"))
 	}
 	m, err := d.adopt(h.ID, h.Dir, state, nil)
 	if err != nil {
@@ -44,7 +42,7 @@ func (d *Driver) Attach(ctx context.Context, h driver.Handle) (driver.Machine, e
 	m.turn <- struct{}{}
 	if unsure {
 		if err := m.ask(ctx); err != nil {
-			return nil, h.Gone(fmt.Errorf("it was being frozen or thawed when its owner died, and does not say what came of it: %w", err))
+			return nil, err
 		}
 	}
 	return m, nil
