@@ -60,6 +60,9 @@ type blobs interface {
 // shelf removes the files of a snapshot; a missing one is not an error.
 type shelf interface {
 	Remove(ctx context.Context, id hearth.SnapshotID) error
+
+	// Readable reports by an error that not all of a snapshot is there.
+	Readable(ctx context.Context, id hearth.SnapshotID) error
 }
 
 // host is what the builder needs of node.Service.

@@ -172,6 +172,11 @@ func (s shelfOf) Remove(ctx context.Context, id hearth.SnapshotID) error {
 	return nil
 }
 
+func (s shelfOf) Readable(ctx context.Context, id hearth.SnapshotID) error {
+	_, err := s.blobs.Stat(ctx, "snapshots/"+string(id)+"/pages")
+	return err
+}
+
 type rig struct {
 	*Builder
 	node  *scripted
@@ -300,7 +305,7 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{name: "snapshot file lost", makes: 1, starts: 2, before: func(t *testing.T, r *rig, b *hearth.Build) {
+		{name: "snapshot lost", makes: 1, starts: 2, before: func(t *testing.T, r *rig, b *hearth.Build) {
 			if err := r.blobs.Delete(t.Context(), "snapshots/"+string(b.Warm["fake"])+"/pages"); err != nil {
 				t.Fatal(err)
 			}

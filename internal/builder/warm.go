@@ -213,14 +213,7 @@ func (b *Builder) usable(ctx context.Context, build *hearth.Build, own string) b
 	}
 	for _, t := range b.targets(own) {
 		s, err := b.deps.Rows.Snapshot(ctx, build.Warm[t.Driver])
-		if err != nil || s.Key != t.Key {
-			return false
-		}
-		var keys []string
-		for _, f := range s.Files {
-			keys = append(keys, f.Blob)
-		}
-		if !b.present(ctx, keys) {
+		if err != nil || s.Key != t.Key || b.deps.Shelf.Readable(ctx, s.ID) != nil {
 			return false
 		}
 	}

@@ -280,12 +280,12 @@ func (k *Keeper) tidy(ctx context.Context, sb *hearth.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	budget := sb.Lifecycle.History
 	kept := without(steps, Thin(steps, math.MaxInt64))
-	if len(kept) == len(steps) && Weigh(kept) <= budget {
+	fits := Weigh(kept) <= Limit(kept, sb.Lifecycle.History)
+	if len(kept) == len(steps) && fits {
 		return nil
 	}
-	if Weigh(kept) > budget {
+	if !fits {
 		if err := k.deps.Shelf.Pack(ctx, whole(kept)); err != nil {
 			k.deps.Log.Warn("steps of a sandbox's history are not packed yet, and count as they are", "sandbox", sb.ID, "err", err)
 		}

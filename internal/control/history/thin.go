@@ -29,19 +29,19 @@ type Step struct {
 // nothing that was let go is ever missed later.
 //
 // The window is the largest one, Window at most, with which the steps that stay
-// fit into budget bytes, see Weigh; when not even a window of 1 does, the oldest go
-// until they do. The newest step and pinned ones always stay. Gaps go when they
+// weigh no more than Limit; when not even a window of 1 does, the oldest go until they
+// do. The newest step that is no gap and pinned ones always stay. Gaps go when they
 // leave Window.
 func Thin(steps []Step, budget int64) (gone []Step) {
 	if len(steps) == 0 {
 		return nil
 	}
 	kept := slices.SortedFunc(slices.Values(steps), func(a, b Step) int { return cmp.Compare(b.Number, a.Number) })
-	newest := kept[0].Number
+	newest, last, limit := kept[0].Number, last(steps), Limit(steps, budget)
 	weight := weigh(kept)
-	for window := int64(Window); window > 0 && (window == Window || weight.bytes > budget); window-- {
+	for window := int64(Window); window > 0 && (window == Window || weight.bytes > limit); window-- {
 		kept = slices.DeleteFunc(kept, func(s Step) bool {
-			if s.Number == newest || s.Pinned || stays(s, newest-s.Number, window) {
+			if s.Number == last || s.Pinned || stays(s, newest-s.Number, window) {
 				return false
 			}
 			weight.remove(s)
@@ -50,12 +50,40 @@ func Thin(steps []Step, budget int64) (gone []Step) {
 		})
 	}
 	for _, s := range slices.Backward(kept) {
-		if weight.bytes > budget && s.Number != newest && !s.Pinned && !s.Gap {
+		if weight.bytes > limit && s.Number != last && !s.Pinned && !s.Gap {
 			weight.remove(s)
 			gone = append(gone, s)
 		}
 	}
 	return gone
+}
+
+// share is the part of the budget that is there for other steps whatever those weigh
+// that must stay: else a sandbox that grew to its budget would have one step for good,
+// and mostly for nothing, since they share what is big.
+const share = 8
+
+// Limit is the bytes that steps may weigh, together: the budget, or what those weigh
+// that must stay and an eighth of the budget, if that is more.
+func Limit(steps []Step, budget int64) int64 {
+	last := last(steps)
+	var must []Step
+	for _, s := range steps {
+		if s.Number == last || s.Pinned {
+			must = append(must, s)
+		}
+	}
+	return max(budget, Weigh(must)+budget/share)
+}
+
+// last is the number of the newest step that is no gap; 0 if all are.
+func last(steps []Step) (number int64) {
+	for _, s := range steps {
+		if !s.Gap {
+			number = max(number, s.Number)
+		}
+	}
+	return number
 }
 
 // stays applies the rule to a step that is age numbers behind the newest one.

@@ -50,6 +50,10 @@ func TestThin(t *testing.T) {
 	steps := line(10, 1, 2, 3)
 	shared := blob.Object{Name: "shared", Bytes: 50}
 	alike := []Step{needs(steps[0], shared), needs(steps[1], shared), needs(steps[2], shared)}
+	var light []Step
+	for _, s := range line(1, upTo(10)...) {
+		light = append(light, needs(s, blob.Object{Name: "big", Bytes: 1000}))
+	}
 	for _, tc := range []struct {
 		name   string
 		steps  []Step
@@ -68,6 +72,9 @@ func TestThin(t *testing.T) {
 		{name: "what all share counts once", steps: alike, budget: 80, keeps: []int64{1, 2, 3}},
 		{name: "a step frees its own part", steps: alike, budget: 79, keeps: []int64{2, 3}},
 		{name: "the last one pays for it", steps: alike, budget: 10, keeps: []int64{3}},
+		{name: "an eighth is for the others", steps: alike, budget: 80 - 1, keeps: []int64{2, 3}},
+		{name: "what frees nothing stays", steps: light, budget: 80, keeps: upTo(10)},
+		{name: "a gap is not the newest", steps: append(line(100, 1, 2), Step{Number: 3, Gap: true}), budget: 10, keeps: []int64{2, 3}},
 		{name: "what another needs frees nothing", steps: []Step{steps[0], steps[1], needs(steps[2], steps[0].Objects...)}, budget: 29, keeps: []int64{3}},
 		{name: "a step of nothing", steps: []Step{{ID: "a", Number: 1}, steps[1]}, budget: 10, keeps: []int64{1, 2}},
 	} {
@@ -110,7 +117,7 @@ func TestThinAlways(t *testing.T) {
 			if len(steps) == 0 || steps[len(steps)-1].Number != number {
 				t.Fatalf("step %d is not kept: %v", number, numbers(steps))
 			}
-			if w := Weigh(steps); w != union(steps) || w > budget && len(whole(steps[:len(steps)-1])) > 0 {
+			if w := Weigh(steps); w != union(steps) || w > Limit(steps, budget) {
 				t.Fatalf("%v weigh %d, which is %d, of %d", numbers(steps), w, union(steps), budget)
 			}
 			if len(steps) > 120 {

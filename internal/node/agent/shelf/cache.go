@@ -108,6 +108,10 @@ func (s *Shelf) evictOne(ctx context.Context, id hearth.SnapshotID) error {
 		}
 		k := hearth.KindOf(err)
 		if k == hearth.NotFound || k == hearth.FailedPrecondition {
+			if _, perr := s.blobs.Stat(ctx, f.Blob); perr != nil { // another of its files is
+				s.packing.Log.Error("a packed snapshot is damaged, and its plain file is not there any more", "snapshot", id, "file", f.Name, "err", err)
+				return errors.Join(err, perr)
+			}
 			s.packing.Log.Error("a packed snapshot is damaged; it is packed again", "snapshot", id, "file", f.Name, "err", err)
 			_, cerr := s.packing.Archive.Collect(ctx, func(sha256 string) bool { return sha256 != f.SHA256 })
 			return errors.Join(err, cerr, s.unmark(ctx, id))

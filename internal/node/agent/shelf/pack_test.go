@@ -169,6 +169,7 @@ func TestPlainFilesAreACache(t *testing.T) {
 	if p.has("s1") {
 		t.Fatal("files beyond the limit are still there")
 	}
+	must(t, p.shelf.Readable(t.Context(), s1.ID))
 	p.reopen(1<<20, nil)
 	var all sync.WaitGroup
 	for _, holder := range []string{"a", "b", "c"} { // at once
@@ -203,6 +204,9 @@ func TestPlainFilesAreACache(t *testing.T) {
 	p.tidy()
 	if left := p.stored(); left != 0 {
 		t.Fatalf("%d bytes of nothing", left)
+	}
+	if err := p.shelf.Readable(t.Context(), s1.ID); hearth.KindOf(err) != hearth.NotFound {
+		t.Errorf("what is removed: %v", err)
 	}
 }
 
@@ -273,6 +277,32 @@ func TestDamageIsFoundOrHealed(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 		p.release("b")
+	}
+}
+
+// TestDamageThatCannotBeHealed: what has no plain file any more keeps its place in the
+// archive, should somebody bring the pack back.
+func TestDamageThatCannotBeHealed(t *testing.T) {
+	ctx, p := t.Context(), newPackedShelf(t, blobtest.TempDir(t), 1<<20)
+	pages := blobtest.Noise(300_000, 1)
+	snap, err := p.shelf.Put(ctx, "o", hearth.Snapshot{ID: "s1"}, checkpoint(t, map[string]string{"pages": string(pages), "state": "small"}))
+	must(t, err)
+	p.tidy()
+	must(t, p.plain.Delete(ctx, "snapshots/s1/pages"))
+	p.spoil()
+	p.reopen(0, nil)
+	_, _, err = p.shelf.Find(ctx, "s1")
+	must(t, err)
+	for range 2 {
+		if err := p.shelf.Tidy(ctx); err == nil {
+			t.Error("nobody says that it is damaged")
+		}
+	}
+	for range 255 { // a byte has come round then
+		p.spoil()
+	}
+	if got, err := p.lay("a", snap); err != nil || got != string(pages) {
+		t.Errorf("with its pack again: %d bytes, %v", len(got), err)
 	}
 }
 

@@ -42,20 +42,13 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 	if err != nil {
 		return err
 	}
-	chain, err := s.chain(ctx, snap)
+	chain, files, err := s.readable(ctx, snap)
 	if err != nil {
 		return err
 	}
 	c := &parcel.Contents{Build: build}
-	files := map[string]hearth.File{}
 	for _, one := range chain {
 		c.Snapshots = append(c.Snapshots, *one)
-		for _, f := range one.Files {
-			files[f.SHA256] = f
-		}
-	}
-	if err := s.readable(ctx, files); err != nil {
-		return err
 	}
 	note := hearth.File{Name: SecretFile, Bytes: int64(len(secret)), SHA256: sumOf(secret)}
 	top := &c.Snapshots[0]
@@ -80,19 +73,40 @@ func (s *Shelf) Export(ctx context.Context, id hearth.SnapshotID, build hearth.B
 	})
 }
 
+// Readable reports by an error that a file of a snapshot, or of what it refers to, is
+// neither plain nor packed here, or needs another key. Nothing is verified.
+func (s *Shelf) Readable(ctx context.Context, id hearth.SnapshotID) error {
+	snap, _, err := s.Find(ctx, id)
+	if err == nil {
+		_, _, err = s.readable(ctx, snap)
+	}
+	return err
+}
+
 // readable opens each file once, so that a file that is missing, or needs another key,
-// is told before the first byte is written.
-func (s *Shelf) readable(ctx context.Context, files map[string]hearth.File) error {
+// is told before the first byte is used. It returns the snapshot with all that it
+// refers to, and their files by hash.
+func (s *Shelf) readable(ctx context.Context, snap *hearth.Snapshot) ([]*hearth.Snapshot, map[string]hearth.File, error) {
+	chain, err := s.chain(ctx, snap)
+	if err != nil {
+		return nil, nil, err
+	}
+	files := map[string]hearth.File{}
+	for _, one := range chain {
+		for _, f := range one.Files {
+			files[f.SHA256] = f
+		}
+	}
 	for _, f := range files {
 		r, err := s.open(ctx, f)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		if err := r.Close(); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
-	return nil
+	return chain, files, nil
 }
 
 func sumOf(text string) string {

@@ -66,6 +66,7 @@ func TestMemoryIsLost(t *testing.T) {
 	if err != nil || owner != "sandbox" {
 		t.Fatal(owner, err)
 	}
+	must(t, s.Readable(ctx, kept.ID))
 	c, err := s.Lay(ctx, found, blobtest.TempDir(t))
 	must(t, err)
 	if got, err := os.ReadFile(filepath.Join(c.Dir, "memory")); !bytes.Equal(got, secret) {
