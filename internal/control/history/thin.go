@@ -28,10 +28,12 @@ type Step struct {
 // about w + w/2 per doubling. What one window lets go every smaller one does, so
 // nothing that was let go is ever missed later.
 //
-// The window is the largest one, Window at most, with which the steps that stay
-// weigh no more than Limit; when not even a window of 1 does, the oldest go until they
-// do. The newest step that is no gap and pinned ones always stay. Gaps go when they
-// leave Window.
+// The newest step that is no gap, the newest row, which may be a gap, and pinned steps
+// always stay; W0 is what these weigh. The window is the largest one, Window at most,
+// with which all that stay weigh no more than max(budget, W0 + budget/8), see Limit;
+// when not even a window of 1 does, the oldest go until they do. So what is on disk may
+// be more than the budget, and never by more than an eighth of it beside what must
+// stay. Gaps go when they leave Window.
 func Thin(steps []Step, budget int64) (gone []Step) {
 	if len(steps) == 0 {
 		return nil
@@ -60,7 +62,8 @@ func Thin(steps []Step, budget int64) (gone []Step) {
 
 // share is the part of the budget that is there for other steps whatever those weigh
 // that must stay: else a sandbox that grew to its budget would have one step for good,
-// and mostly for nothing, since they share what is big.
+// and mostly for nothing, since they share what is big: a pack is on disk, and counts,
+// whole as long as a step uses any of it.
 const share = 8
 
 // Limit is the bytes that steps may weigh, together: the budget, or what those weigh

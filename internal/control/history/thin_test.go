@@ -54,6 +54,12 @@ func TestThin(t *testing.T) {
 	for _, s := range line(1, upTo(10)...) {
 		light = append(light, needs(s, blob.Object{Name: "big", Bytes: 1000}))
 	}
+	failing := line(10, 1)
+	for n := range int64(2 * Window) {
+		failing = append(failing, Step{Number: n + 2, Gap: true})
+	}
+	beside := line(10, upTo(3)...)
+	beside[0].Pinned, beside[0].Objects[0].Bytes = true, 100
 	for _, tc := range []struct {
 		name   string
 		steps  []Step
@@ -72,9 +78,14 @@ func TestThin(t *testing.T) {
 		{name: "what all share counts once", steps: alike, budget: 80, keeps: []int64{1, 2, 3}},
 		{name: "a step frees its own part", steps: alike, budget: 79, keeps: []int64{2, 3}},
 		{name: "the last one pays for it", steps: alike, budget: 10, keeps: []int64{3}},
-		{name: "an eighth is for the others", steps: alike, budget: 80 - 1, keeps: []int64{2, 3}},
 		{name: "what frees nothing stays", steps: light, budget: 80, keeps: upTo(10)},
+		{name: "an eighth is for the nine others", steps: light, budget: 72, keeps: upTo(10)},
+		{name: "and no more", steps: light, budget: 71, keeps: upTo(10)[1:]},
+		{name: "an eighth beside the pinned one, too", steps: beside, budget: 80, keeps: upTo(3)},
+		{name: "which is not for two", steps: beside, budget: 79, keeps: []int64{1, 3}},
+		{name: "nothing but gaps", steps: []Step{{Number: 1, Gap: true}, {Number: 22, Gap: true}}, budget: 10, keeps: []int64{22}},
 		{name: "a gap is not the newest", steps: append(line(100, 1, 2), Step{Number: 3, Gap: true}), budget: 10, keeps: []int64{2, 3}},
+		{name: "nor are ever so many", steps: failing, budget: 100, keeps: append([]int64{1}, upTo(2*Window + 1)[Window+1:]...)},
 		{name: "what another needs frees nothing", steps: []Step{steps[0], steps[1], needs(steps[2], steps[0].Objects...)}, budget: 29, keeps: []int64{3}},
 		{name: "a step of nothing", steps: []Step{{ID: "a", Number: 1}, steps[1]}, budget: 10, keeps: []int64{1, 2}},
 	} {
@@ -89,21 +100,27 @@ func TestThin(t *testing.T) {
 
 // A history of any length, thinned after every step, by any budget, of steps that
 // share with those before them: nothing is let go twice, nor more by a bigger budget,
-// the budget holds, the newest stays, and what is left grows like the logarithm of
-// the length.
+// the limit holds, the newest row, the newest step that is no gap and a pinned one
+// stay, and what is left grows like the logarithm of the length.
 func TestThinAlways(t *testing.T) {
 	for range 30 {
 		budget := rand.Int64N(3000)
 		var steps []Step
+		var whole int64 // the newest step that is no gap
 		n := rand.Int64N(400) + 1
+		pinned := rand.Int64N(n) + 1
 		for number := int64(1); number <= n; number++ {
 			s := line(rand.Int64N(100), number)[0]
+			s.Pinned = number == pinned
 			switch r := rand.IntN(10); {
-			case r == 0:
+			case r == 0 || number%100 > 70: // nothing can be taken for a while
 				s.Gap, s.Objects = true, nil
 			case r < 6 && len(steps) > 0: // shares with the one before it, or was rolled back to another one
 				s = needs(s, steps[max(0, len(steps)-1-rand.IntN(3))].Objects...)
 				s.Objects = s.Objects[:min(len(s.Objects), 30)]
+			}
+			if !s.Gap {
+				whole = number
 			}
 			steps = append(steps, s)
 			gone := Thin(steps, budget)
@@ -114,8 +131,10 @@ func TestThinAlways(t *testing.T) {
 			if again := Thin(steps, budget); len(again) > 0 {
 				t.Fatalf("a second look lets %v go of %v", numbers(again), numbers(steps))
 			}
-			if len(steps) == 0 || steps[len(steps)-1].Number != number {
-				t.Fatalf("step %d is not kept: %v", number, numbers(steps))
+			for _, must := range []int64{number, whole, min(pinned, number)} {
+				if must > 0 && !slices.Contains(numbers(steps), must) {
+					t.Fatalf("step %d is not kept: %v", must, numbers(steps))
+				}
 			}
 			if w := Weigh(steps); w != union(steps) || w > Limit(steps, budget) {
 				t.Fatalf("%v weigh %d, which is %d, of %d", numbers(steps), w, union(steps), budget)
