@@ -36,8 +36,8 @@ type Sandboxes interface {
 	// Start returns when the sandbox's guest daemon has answered Init. The
 	// generation is the sandbox's Launch, or its Generation where that is not
 	// set. A greater one replaces the machine of a smaller one; a smaller one, or
-	// one that was stopped meanwhile, is refused with Aborted. ResourceExhausted:
-	// too many starts wait, try again later.
+	// one that was stopped before, is refused with Aborted. NotFound: it was stopped
+	// meanwhile. ResourceExhausted: too many starts wait, try again later.
 	Start(ctx context.Context, req StartRequest) (*Instance, error)
 
 	// Pause freezes, checkpoints and closes the machine. It returns when the state
