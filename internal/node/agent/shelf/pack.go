@@ -253,11 +253,18 @@ func (s *Shelf) packNew(ctx context.Context, m *manifest) error {
 	return nil
 }
 
-// archive puts files into the archive and marks their snapshot as packed.
+// archive puts files into the archive and marks their snapshot as packed. A file that
+// has no plain one any more, and is there, stays as it is: others are packed again when
+// they were found damaged.
 func (s *Shelf) archive(ctx context.Context, id hearth.SnapshotID, list []hearth.File, like []string) error {
 	var files []blob.Source
 	for _, f := range list {
 		path, err := s.blobs.Path(ctx, f.Blob)
+		if err != nil && hearth.KindOf(err) == hearth.NotFound {
+			if _, aerr := s.packing.Archive.Stat(ctx, f.SHA256); aerr == nil {
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}

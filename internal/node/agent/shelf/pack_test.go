@@ -306,6 +306,32 @@ func TestDamageThatCannotBeHealed(t *testing.T) {
 	}
 }
 
+// TestDamageIsHealedBesideWhatIsPackedOnly: a file that is whole in the archive needs
+// no plain one for another file of its snapshot to be packed again.
+func TestDamageIsHealedBesideWhatIsPackedOnly(t *testing.T) {
+	ctx, p := t.Context(), newPackedShelf(t, blobtest.TempDir(t), 1<<20)
+	pages := blobtest.Noise(300_000, 1)
+	snap, err := p.shelf.Put(ctx, "o", hearth.Snapshot{ID: "s1"}, checkpoint(t, map[string]string{"pages": string(pages), "state": "small"}))
+	must(t, err)
+	p.tidy()
+	must(t, p.plain.Delete(ctx, "snapshots/s1/state"))
+	p.spoil()
+	p.reopen(0, nil)
+	_, _, err = p.shelf.Find(ctx, "s1")
+	must(t, err)
+	if err := p.shelf.Tidy(ctx); err == nil || !p.has("s1") {
+		t.Fatalf("a damaged pack: %v; plain file there: %v", err, p.has("s1"))
+	}
+	p.tidy() // packs it again
+	p.tidy() // and then the plain file may go
+	if p.has("s1") {
+		t.Fatal("it was not packed again")
+	}
+	if got, err := p.lay("a", snap); err != nil || got != string(pages) {
+		t.Errorf("laid %d bytes, %v", len(got), err)
+	}
+}
+
 func TestWrongKeyIsSaid(t *testing.T) {
 	p := newPackedShelf(t, blobtest.TempDir(t), 0)
 	key := bytes.Repeat([]byte{7}, chunkblob.KeyBytes)
