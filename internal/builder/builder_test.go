@@ -172,8 +172,12 @@ func (s shelfOf) Remove(ctx context.Context, id hearth.SnapshotID) error {
 	return nil
 }
 
+// Readable says yes to what has a plain file, and to what was packed.
 func (s shelfOf) Readable(ctx context.Context, id hearth.SnapshotID) error {
 	_, err := s.blobs.Stat(ctx, "snapshots/"+string(id)+"/pages")
+	if err != nil {
+		_, err = s.blobs.Stat(ctx, "snapshots/"+string(id)+"/packed")
+	}
 	return err
 }
 
@@ -302,6 +306,12 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 		{name: "another daemon", deps: func(d *Deps) { d.Daemon = "d2" }, makes: 1, starts: 2},
 		{name: "layer lost", makes: 2, starts: 2, before: func(t *testing.T, r *rig, b *hearth.Build) {
 			if err := r.blobs.Delete(t.Context(), b.Layers[0]); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "nothing: the snapshot is packed only", makes: 1, starts: 1, before: func(t *testing.T, r *rig, b *hearth.Build) {
+			at := "snapshots/" + string(b.Warm["fake"])
+			if err := errors.Join(r.blobs.Put(t.Context(), at+"/packed", strings.NewReader(""), 0), r.blobs.Delete(t.Context(), at+"/pages")); err != nil {
 				t.Fatal(err)
 			}
 		}},

@@ -135,6 +135,7 @@ func TestEveryByteCounts(t *testing.T) {
 					t.Fatal(err)
 				}
 				wantDamage(t, s, p, filepath.Base(path)+" is gone")
+				wantClosed(t, s, p, filepath.Base(path)+" is gone")
 				rewrite(t, path, whole)
 				for _, name := range []string{p.one, p.two} {
 					if err := s.Check(t.Context(), name); err != nil {
@@ -180,6 +181,24 @@ func wantDamage(t *testing.T, s *chunkblob.Store, p packed, how string) {
 	}
 	if !found {
 		t.Errorf("%s: nobody noticed", how)
+	}
+}
+
+// wantClosed fails unless a file at least cannot even be opened.
+func wantClosed(t *testing.T, s *chunkblob.Store, p packed, how string) {
+	t.Helper()
+	opened := 0
+	for _, name := range []string{p.one, p.two} {
+		r, err := s.Open(t.Context(), name)
+		if err == nil {
+			opened++
+			_ = r.Close()
+		} else if k := hearth.KindOf(err); k != hearth.FailedPrecondition && k != hearth.NotFound || !strings.Contains(err.Error(), name[:12]) {
+			t.Errorf("%s: %v", how, err)
+		}
+	}
+	if opened == 2 {
+		t.Errorf("%s: both can be opened", how)
 	}
 }
 

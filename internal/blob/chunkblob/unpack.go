@@ -227,6 +227,14 @@ func (s *Store) Open(ctx context.Context, name string) (blob.Reader, error) {
 		r.starts[i] = at
 		at += int64(e.length)
 	}
+	for i, pack := range ix.packs { // a pack that is lost is told now, not in the middle
+		switch _, err := r.packs.aead(ctx, uint32(i)); {
+		case err != nil && isKeyError(err):
+			return nil, unreadable(err, name)
+		case err != nil:
+			return nil, damaged(err, name, fmt.Sprintf("its pack %.12s", pack))
+		}
+	}
 	return r, nil
 }
 

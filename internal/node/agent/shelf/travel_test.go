@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"hearth/internal/blob/blobtest"
+	"hearth/internal/blob/fileblob"
 	"hearth/internal/driver"
 	"hearth/internal/hearth"
 	"hearth/internal/node/agent/shelf"
@@ -276,5 +278,46 @@ func TestImportDiesAnywhere(t *testing.T) {
 		for info := range store.List(t.Context(), "snapshots/") {
 			t.Errorf("change %d left %s", n, info.Key)
 		}
+	}
+}
+
+// TestReadable: a snapshot is there when each file of it, and of what it refers to, is
+// there, plain or packed with all of its packs.
+func TestReadable(t *testing.T) {
+	for name, tc := range map[string]struct {
+		plain, packed []string // what is lost, by how it begins
+		ok            bool
+	}{
+		"all is there":                 {ok: true},
+		"packed only":                  {plain: []string{"snapshots/s0/state", "snapshots/s1/state"}, ok: true},
+		"one packed, one plain":        {plain: []string{"snapshots/s0/state"}, ok: true},
+		"plain only":                   {packed: []string{"packs/", "files/"}, ok: true},
+		"neither":                      {plain: []string{"snapshots/s1/state"}, packed: []string{"files/"}},
+		"that of its base is neither":  {plain: []string{"snapshots/s0/state"}, packed: []string{"files/"}},
+		"packed, and the pack is lost": {plain: []string{"snapshots/s1/state"}, packed: []string{"packs/"}},
+		"its base's manifest is lost":  {plain: []string{"snapshots/s0/manifest.json"}},
+		"its own manifest is lost":     {plain: []string{"snapshots/s1/manifest.json"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPackedShelf(t, blobtest.TempDir(t), 1<<30)
+			top := stack(t, p.shelf, 2)[1]
+			p.tidy()
+			for store, lost := range map[*fileblob.Store][]string{p.plain: tc.plain, p.packs: tc.packed} {
+				for _, prefix := range lost {
+					n := 0
+					for info, err := range store.List(t.Context(), prefix) {
+						must(t, errors.Join(err, store.Delete(t.Context(), info.Key)))
+						n++
+					}
+					if n == 0 {
+						t.Fatalf("nothing is %s", prefix)
+					}
+				}
+			}
+			p.reopen(1<<30, nil)
+			if err := p.shelf.Readable(t.Context(), top.ID); (err == nil) != tc.ok {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
