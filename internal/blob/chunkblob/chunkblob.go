@@ -54,8 +54,8 @@
 // Only files that the caller says are alike share chunks; nobody else can learn
 // by size or time what somebody's file holds. Packs are never changed. So that
 // a long line of files, each like the one before, does not keep many packs for
-// little of them, a chunk is stored anew if the file it could be shared with
-// uses less than a quarter of the chunk's pack, or more than 64 packs.
+// little of them, a chunk is stored anew if the files it could be shared with use
+// less than half of the chunk's pack, all of them together, or 64 other packs more.
 package chunkblob
 
 import (

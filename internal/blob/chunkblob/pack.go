@@ -152,56 +152,72 @@ func (p *packing) begin(ctx context.Context, like []string) error {
 	if err := p.write(h.encode()); err != nil {
 		return err
 	}
+	var known []*index
 	for _, name := range like {
 		ix, err := p.s.index(ctx, name)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err == nil { // one that is gone or damaged is just not used
-			if err := p.learn(ctx, ix); err != nil {
-				return err
+			known = append(known, ix)
+		}
+	}
+	return p.learn(ctx, known)
+}
+
+// Chunks are shared with files that together use at least half of their pack, each
+// chunk counted once, and are in the sharedPacks of which they use most. So what is
+// kept of packs for the sake of sharing is at most twice of what those files need. By
+// itself none of a snapshot's files, which are packed together, may use half of a pack.
+const (
+	leastShare  = 2
+	sharedPacks = 64
+)
+
+// learn makes the chunks of files known.
+func (p *packing) learn(ctx context.Context, like []*index) error {
+	on := newScale()
+	for _, ix := range like {
+		if _, err := on.put(ctx, ix); err != nil {
+			return err
+		}
+	}
+	good, err := p.worthwhile(ctx, on)
+	if err != nil {
+		return err
+	}
+	for _, ix := range like {
+		shared := make([]bool, len(ix.packs))
+		for i, name := range ix.packs {
+			shared[i] = slices.Contains(good, name)
+		}
+		for _, e := range ix.extents {
+			if !e.hole() && shared[e.pack] {
+				p.known[e.sum] = place{pack: ix.packs[e.pack], at: e.at, stored: e.stored, codec: e.codec}
 			}
 		}
 	}
 	return nil
 }
 
-// Chunks are shared with a file that uses at least a quarter of their pack, and
-// with its sharedPacks largest.
-const (
-	leastShare  = 4
-	sharedPacks = 64
-)
-
-// learn makes the chunks of a file known.
-func (p *packing) learn(ctx context.Context, ix *index) error {
-	used := make([]int64, len(ix.packs))
-	for _, e := range ix.extents {
-		if !e.hole() {
-			used[e.pack] += int64(e.stored)
-		}
-	}
-	good := make([]uint32, 0, len(ix.packs))
-	for i, name := range ix.packs {
+// worthwhile names the packs to be shared, by what of them is on the scale.
+func (p *packing) worthwhile(ctx context.Context, on *scale) (good []string, err error) {
+	for name, n := range on.packs {
 		info, err := p.s.blobs.Stat(ctx, packPrefix+name)
 		if hearth.KindOf(err) == hearth.NotFound && err != nil {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if used[i]*leastShare >= info.Size-headerBytes && p.readable(ctx, name) {
-			good = append(good, uint32(i))
-		}
-	}
-	slices.SortFunc(good, func(a, b uint32) int { return cmp.Compare(used[b], used[a]) })
-	good = good[:min(len(good), sharedPacks)]
-	for _, e := range ix.extents {
-		if !e.hole() && slices.Contains(good, e.pack) {
-			p.known[e.sum] = place{pack: ix.packs[e.pack], at: e.at, stored: e.stored, codec: e.codec}
+		if on.used[n]*leastShare >= info.Size-headerBytes && p.readable(ctx, name) {
+			good = append(good, name)
 		}
 	}
-	return nil
+	slices.SortFunc(good, func(a, b string) int {
+		return cmp.Or(cmp.Compare(on.used[on.packs[b]], on.used[on.packs[a]]), cmp.Compare(a, b))
+	})
+	return good[:min(len(good), sharedPacks)], nil
 }
 
 // readable reports whether a pack can be shared: with a key, nothing that is

@@ -15,8 +15,11 @@ type spot struct {
 // scale notes which chunks were put on it.
 type scale struct {
 	packs map[string]int
+	used  []int64 // stored bytes of the chunks of each pack
 	spots map[spot]struct{}
 }
+
+func newScale() *scale { return &scale{packs: map[string]int{}, spots: map[spot]struct{}{}} }
 
 // put returns the stored bytes of those chunks of a file that are not on it yet.
 func (c *scale) put(ctx context.Context, ix *index) (sum int64, err error) {
@@ -26,6 +29,7 @@ func (c *scale) put(ctx context.Context, ix *index) (sum int64, err error) {
 		if !known {
 			n = len(c.packs)
 			c.packs[name] = n
+			c.used = append(c.used, 0)
 		}
 		numbers[i] = n
 	}
@@ -39,6 +43,7 @@ func (c *scale) put(ctx context.Context, ix *index) (sum int64, err error) {
 		at := spot{numbers[e.pack], e.at}
 		if _, there := c.spots[at]; !there {
 			c.spots[at] = struct{}{}
+			c.used[at.pack] += int64(e.stored)
 			sum += int64(e.stored)
 		}
 	}
@@ -47,7 +52,7 @@ func (c *scale) put(ctx context.Context, ix *index) (sum int64, err error) {
 
 // Weigh implements blob.Archive.
 func (s *Store) Weigh(ctx context.Context, files, beside []string) (sum int64, err error) {
-	c := &scale{packs: map[string]int{}, spots: map[spot]struct{}{}}
+	c := newScale()
 	for _, name := range beside {
 		ix, err := s.index(ctx, name)
 		if err != nil && hearth.KindOf(err) == hearth.NotFound {
