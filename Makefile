@@ -15,7 +15,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED := 0
 
-.PHONY: build gvisor guest init seccomp demo test test-kvm bench generate clean FORCE
+.PHONY: build gvisor guest init seccomp sandbox demo test test-kvm bench generate clean FORCE
 
 build: bin/hearth
 
@@ -24,15 +24,16 @@ build: bin/hearth
 PATCHED = go run -trimpath ./internal/driver/gvisor/patchtree
 
 # Go's own build cache decides what is stale.
-bin/hearth: guest init seccomp FORCE
+bin/hearth: guest init sandbox FORCE
 	@echo "==> building bin/hearth"
 	@flags=$$($(PATCHED))
 	go build $$flags -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
 
-# The same with gVisor as it is published: the reference of benchmarks, not shipped.
+# The same with gVisor as it is published, and what its sandboxes are by itself: the reference of benchmarks, not shipped.
 bin/hearth-stock: bin/hearth FORCE
 	@echo "==> building bin/hearth-stock, with gVisor as it is published"
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/hearth
+	go build -trimpath -ldflags '-s -w' -o $@-sandbox ./cmd/hearth-sandbox
 
 # Prints the flags for go commands by hand: GOFLAGS=$(make gvisor) go test ./internal/driver/gvisor
 gvisor:
@@ -60,6 +61,11 @@ seccomp:
 	@flags=$$($(PATCHED))
 	go run $$flags -trimpath ./internal/driver/gvisor/seccompgen
 
+sandbox: seccomp
+	@echo "==> building the program of sandboxes"
+	@flags=$$($(PATCHED))
+	go build $$flags -trimpath -ldflags '-s -w' -o internal/driver/gvisor/embedded/bin/hearth-sandbox ./cmd/hearth-sandbox
+
 demo:
 	@bash examples/demo/run.sh
 
@@ -79,4 +85,4 @@ generate:
 	@spec/generate.sh
 
 clean:
-	rm -rf bin .cache internal/guest/embedded/bin/hearth-guest internal/driver/microvm/embedded/bin/hearth-init
+	rm -rf bin .cache internal/guest/embedded/bin/hearth-guest internal/driver/microvm/embedded/bin/hearth-init internal/driver/gvisor/embedded/bin/hearth-sandbox

@@ -48,7 +48,7 @@ type Options struct {
 	Runs      int           `default:"30" help:"Runs of what takes milliseconds; slow references get fewer."`
 	Sandboxes int           `default:"60" help:"Sandboxes of each template that row 8 keeps alive, if there is memory for them."`
 	Limit     time.Duration `default:"60m" help:"Time after which no further run begins."`
-	Stock     string        `placeholder:"PROGRAM" help:"This command, built with gVisor as it is published, which is the reference; empty: the hearth-stock beside this program. When there is none, this program's own gVisor is, by its command line."`
+	Stock     string        `placeholder:"PROGRAM" help:"This command, built with gVisor as it is published, which is the reference, with its program of sandboxes, PROGRAM-sandbox, beside it; empty: the hearth-stock beside this program. When there is none, this program's own gVisor is, by its command line."`
 	JSON      bool          `name:"json" help:"Print a list of figures instead of a table."`
 
 	// Running says that the data directory's own server is to be measured, with

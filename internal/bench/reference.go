@@ -110,7 +110,7 @@ func (r *run) writePublished(ctx context.Context) (err error) {
 	r.say("the templates' checkpoints by the published gVisor")
 	c := r.config("published")
 	c.Node.Pool, c.Node.PoolMax, c.Node.Blanks = 0, 0, 0
-	s := r.newServer(c, r.refs.first.Path(), poolEmpty)
+	s := r.newServer(c, r.refs.first.File, poolEmpty)
 	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 	if err := s.start(ctx, r.progress); err != nil {
 		return err
@@ -184,7 +184,7 @@ func (r *run) prepare(ctx context.Context, of origin) (*stock.Machine, error) {
 	}
 	m, err := r.refs.maker.Prepare(ctx, w)
 	if err != nil && of.program != (stock.Program{}) {
-		err = fmt.Errorf("%w (is %s of the same tree as this program? `make bench` builds both)", err, of.program.Path())
+		err = fmt.Errorf("%w (is %s of the same tree as this program? `make bench` builds both)", err, of.program.File)
 	}
 	return m, err
 }

@@ -11,6 +11,8 @@ import (
 
 const (
 	command = "hearth/cmd/hearth"
+	lean    = "hearth/cmd/hearth-sandbox" // what sandboxes of command are, without the server
+	beside  = "-sandbox"                  // at the end of its name, beside command
 	module  = "gvisor.dev/gvisor"
 )
 
@@ -18,40 +20,45 @@ const (
 // The zero value is this very program, with the gVisor it was built with; Published
 // makes others.
 type Program struct {
-	File    string // empty: this program
+	File    string // the server, to make checkpoints with; empty: this program
 	Version string // of the published module that it has
 }
 
-// Published checks that the file is this command built with the published module of
-// gVisor, unchanged, in the version that this program has too. It goes by what the go
-// command wrote into the file; that the rest is of the same tree shows when its
-// checkpoint is restored, which names the guest daemon's image.
+// Published checks that a file is this command, and FILE-sandbox the program of its
+// sandboxes, both built with the published module of gVisor, unchanged, in the version that this
+// program has too. It goes by what the go command wrote into the files; that the rest is of the
+// same tree shows when the checkpoint is restored, which names the guest daemon's image.
 func Published(file string) (Program, error) {
 	path, err := filepath.Abs(file)
 	if err != nil {
 		return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s", file)
-	}
-	info, err := buildinfo.ReadFile(path)
-	if err != nil {
-		return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s is not a program that says what it was built from", file)
 	}
 	ours, ok := debug.ReadBuildInfo()
 	if !ok {
 		return Program{}, hearth.Errorf(hearth.FailedPrecondition, "stock: this program does not say which gVisor it was built with")
 	}
 	p := Program{File: path, Version: linked(ours).Version}
-	return p, p.check(info)
+	for file, main := range map[string]string{p.File: command, p.Path(): lean} {
+		info, err := buildinfo.ReadFile(file)
+		if err != nil {
+			return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s is not a program that says what it was built from", file)
+		}
+		if err := p.check(file, main, info); err != nil {
+			return Program{}, err
+		}
+	}
+	return p, nil
 }
 
-// check compares what a file was built from with what the program has to be.
-func (p Program) check(info *debug.BuildInfo) error {
+// check compares what a file was built from with what it has to be.
+func (p Program) check(file, main string, info *debug.BuildInfo) error {
 	refuse := func(format string, args ...any) error {
-		return hearth.Errorf(hearth.InvalidArgument, "stock: "+p.File+" "+format, args...)
+		return hearth.Errorf(hearth.InvalidArgument, "stock: "+file+" "+format, args...)
 	}
 	got := linked(info)
 	switch {
-	case info.Path != command:
-		return refuse("is %q, not a build of %s", info.Path, command)
+	case info.Path != main:
+		return refuse("is %q, not a build of %s", info.Path, main)
 	case got.Replace != nil:
 		return refuse("was built with another gVisor (%s) than the published module; `make bench` builds one with that", got.Replace.Path)
 	case got.Version == "" || got.Version != p.Version:
@@ -69,12 +76,13 @@ func linked(info *debug.BuildInfo) debug.Module {
 	return *info.Deps[i]
 }
 
-// Path is the program's file.
+// Path is the program's file. A published one has nothing of a server in it: each command
+// of gVisor's would load and initialize that, too.
 func (p Program) Path() string {
 	if p.File == "" {
 		return self
 	}
-	return p.File
+	return p.File + beside
 }
 
 // Name says whose gVisor it is, for the names of figures.

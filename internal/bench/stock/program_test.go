@@ -17,7 +17,7 @@ func TestOnlyThePublishedModuleIsPublished(t *testing.T) {
 			{Path: "gvisor.dev/other", Version: "v9"}, {Path: module, Version: version, Replace: replace},
 		}}
 	}
-	if err := p.check(build(command, "v1", nil)); err != nil {
+	if err := p.check(p.File, command, build(command, "v1", nil)); err != nil {
 		t.Errorf("the published module: %v", err)
 	}
 	for want, info := range map[string]*debug.BuildInfo{
@@ -27,7 +27,7 @@ func TestOnlyThePublishedModuleIsPublished(t *testing.T) {
 		`gVisor "", this`:         {Path: command},
 		"the published module; `": build(command, "v1", &debug.Module{Path: module, Version: "v1"}),
 	} {
-		if err := p.check(info); hearth.KindOf(err) != hearth.InvalidArgument || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), p.File) {
+		if err := p.check(p.File, command, info); hearth.KindOf(err) != hearth.InvalidArgument || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), p.File) {
 			t.Errorf("%s: got %v", want, err)
 		}
 	}
@@ -51,7 +51,7 @@ func TestPublishedReadsTheFile(t *testing.T) {
 
 func TestProgramsSayWhoseGvisorTheyAre(t *testing.T) {
 	own, published := Program{}, Program{File: "/p", Version: "v1"}
-	if own.Path() != self || published.Path() != "/p" {
+	if own.Path() != self || published.Path() != "/p-sandbox" {
 		t.Errorf("paths: %s, %s", own.Path(), published.Path())
 	}
 	if strings.Contains(own.Name()+own.Note(), "wrote itself") || !strings.Contains(own.Note(), "patches") {

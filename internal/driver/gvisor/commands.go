@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/subcommands"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
@@ -31,7 +32,7 @@ const (
 // `PROGRAM runsc ARGS` is gVisor's own command line, a reference of benchmarks: in a
 // build without patches, gVisor as it is published, and in one with them the same but
 // for what patch/README.md says to be done always: cheaper system calls of a running
-// sandbox and a cheaper state (7, 8, 11, 12), and a line or two of 9 and 13. With `PROGRAM runsc --precompiled ARGS` it uses the
+// sandbox and a cheaper state (7, 8, 11, 12), and a line or two of 9, 13 and 14. With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {
@@ -66,6 +67,7 @@ func runSentry(args []string) {
 	stampVersion()
 	if !slices.Contains(args, stockFlag) {
 		startQuickly()
+		log.SetLevel(log.Warning)  // nobody reads more, unless --debug asks for it
 		runtime.MemProfileRate = 0 // nobody asks a sandbox for one, and each sample walks a stack
 		if err := installPrograms(); err != nil {
 			fmt.Fprintln(os.Stderr, "seccomp programs of this build are damaged:", err)

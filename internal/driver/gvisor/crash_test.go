@@ -141,6 +141,11 @@ func TestHostSideIsConfined(t *testing.T) {
 			if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" || status["Uid"] < "2000000000" {
 				t.Errorf("process %s: NoNewPrivs %s, Seccomp %s, Uid %s", pid, status["NoNewPrivs"], status["Seccomp"], status["Uid"])
 			}
+			for _, set := range []string{"CapInh", "CapAmb"} {
+				if status[set] != "0000000000000000" {
+					t.Errorf("process %s: %s %s", pid, set, status[set])
+				}
+			}
 			uids[status["Uid"]] = true
 		}
 	}

@@ -1,6 +1,7 @@
 // Package gvisor runs machines in gVisor sandboxes. gVisor is compiled into this
-// binary: a sandbox is the binary itself, executed again, so nothing has to be
-// installed and host and sandbox can never be of different versions.
+// binary: a sandbox is a program that is embedded in it, or the binary itself, executed
+// again (program.go), so nothing has to be installed and host and sandbox can never be of
+// different versions.
 //
 // A machine is one sandbox process with its children, in a cgroup of its own, in
 // a user namespace whose 65536 host users no other machine has, in the network
@@ -68,7 +69,8 @@ type Config struct {
 	Init []string
 	// Env is its environment; empty means a PATH.
 	Env []string
-	// Exe is the program whose main calls Main; empty means this one.
+	// Exe is the program whose main calls Main; empty means the embedded one, or this one
+	// where there is none.
 	Exe string
 	// CgroupParent is the cgroup below which machines get theirs; empty means /hearth.
 	CgroupParent string
@@ -108,9 +110,6 @@ func New(cfg Config) (*Driver, error) {
 	if len(cfg.Env) == 0 {
 		cfg.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	}
-	if cfg.Exe == "" {
-		cfg.Exe = "/proc/self/exe"
-	}
 	if cfg.CgroupParent == "" {
 		cfg.CgroupParent = "/hearth"
 	}
@@ -128,9 +127,10 @@ func New(cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	log.SetTarget(ourLog{cfg.Log})
+	exe := &program{path: cfg.Exe}
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(func() (string, error) { return checkpointKey(pageFormat) }),
-		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(cfg.Exe),
+		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(func() string { return exe.find(cfg.Log) }),
 		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }

@@ -82,8 +82,8 @@ func newLab(t testing.TB) *lab {
 			t.Error(err)
 		}
 	})
-	l := &lab{dir: dir, exe: filepath.Join(dir, "sandboxtest"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
-	build(t, l.exe, "hearth/internal/driver/gvisor/sandboxtest")
+	l := &lab{dir: dir, exe: filepath.Join(dir, "hearth-sandbox"), guest: filepath.Join(dir, "guest.erofs"), root: filepath.Join(dir, "root.erofs")}
+	build(t, l.exe, "hearth/cmd/hearth-sandbox")
 	must(t, os.MkdirAll(filepath.Join(dir, "g"), 0o755))
 	must(t, drivertest.MakeGuest(t.Context(), filepath.Join(dir, "g")))
 	must(t, drivertest.MakeRoot(filepath.Join(dir, "r")))

@@ -28,6 +28,7 @@ func launcherMain() int {
 		return 1
 	}
 	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}})
+	log.SetLevel(log.Warning) // to be put in words for nobody takes time
 	m := &maker{}
 	launchQuickly(m.keep)
 	return launcher.Serve(m.create)

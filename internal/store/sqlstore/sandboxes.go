@@ -51,6 +51,20 @@ func worth(s *hearth.Sandbox) durability {
 	return volatile
 }
 
+// Statements that are kept prepared.
+const (
+	selectSandbox = `SELECT ` + sandboxColumns + ` FROM sandboxes s WHERE s.id = ?`
+	insertSandbox = `INSERT INTO sandboxes (id, generation, launch, team, template, alias, build, node, snapshot,
+		wanted, driver, isolation, state, stop_reason, resources_json, network_json, env_json, metadata_json, unsecured, on_timeout,
+		auto_resume, timeout, created_at, started_at, ends_at, head, lifecycle_json)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	updateSandbox = `UPDATE sandboxes SET generation = ?, launch = ?, template = ?, alias = ?, build = ?, node = ?,
+		snapshot = ?, wanted = ?, driver = ?, isolation = ?, state = ?, stop_reason = ?, resources_json = ?, network_json = ?, env_json = ?,
+		metadata_json = ?, unsecured = ?, on_timeout = ?, auto_resume = ?, timeout = ?, started_at = ?, ends_at = ?,
+		head = ?, lifecycle_json = ?
+		WHERE id = ? AND generation = ?`
+)
+
 // CreateSandbox implements store.Sandboxes.
 func (s *Store) CreateSandbox(ctx context.Context, sb *hearth.Sandbox) error {
 	if err := store.CheckText("sandbox", sb); err != nil {
@@ -64,14 +78,11 @@ func (s *Store) CreateSandbox(ctx context.Context, sb *hearth.Sandbox) error {
 		return err
 	}
 	return s.change(ctx, worth(sb), func(tx *sql.Tx) error {
-		_, err := exec(tx, `INSERT INTO sandboxes (id, generation, launch, team, template, alias, build, node, snapshot,
-			wanted, driver, isolation, state, stop_reason, resources_json, network_json, env_json, metadata_json, unsecured, on_timeout,
-			auto_resume, timeout, created_at, started_at, ends_at, head, lifecycle_json)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		_, err := touched(tx.Stmt(s.insertSandbox).Exec(
 			sb.ID, sb.Generation, sb.Launch, sb.Team, sb.Template, sb.Alias, sb.Build, sb.Node, sb.Snapshot,
 			sb.Wanted, sb.Driver, sb.Isolation, sb.State, sb.StopReason, e.resources, e.network, e.env, e.metadata, sb.Open, sb.OnTimeout,
 			sb.AutoResume, int64(sb.Timeout), nanos(sb.CreatedAt), nanos(sb.StartedAt), nanos(sb.EndsAt),
-			sb.Head, e.lifecycle)
+			sb.Head, e.lifecycle))
 		if taken(err) {
 			return hearth.Wrap(hearth.AlreadyExists, err, "sandbox %q exists already", sb.ID)
 		}
@@ -95,7 +106,7 @@ func insertMetadata(tx *sql.Tx, sb *hearth.Sandbox) error {
 
 // Sandbox implements store.Sandboxes.
 func (s *Store) Sandbox(ctx context.Context, id hearth.SandboxID) (*hearth.Sandbox, error) {
-	sb, err := scanSandbox(s.read.QueryRowContext(ctx, `SELECT `+sandboxColumns+` FROM sandboxes s WHERE s.id = ?`, id))
+	sb, err := scanSandbox(s.selectSandbox.QueryRowContext(ctx, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, hearth.Errorf(hearth.NotFound, "sandbox %q not found", id)
 	}
@@ -149,16 +160,12 @@ func (s *Store) swap(ctx context.Context, before *hearth.Sandbox, metadata strin
 	}
 	var n int64
 	err = s.change(ctx, worth(after), func(tx *sql.Tx) (err error) {
-		n, err = exec(tx, `UPDATE sandboxes SET generation = ?, launch = ?, template = ?, alias = ?, build = ?, node = ?,
-			snapshot = ?, wanted = ?, driver = ?, isolation = ?, state = ?, stop_reason = ?, resources_json = ?, network_json = ?, env_json = ?,
-			metadata_json = ?, unsecured = ?, on_timeout = ?, auto_resume = ?, timeout = ?, started_at = ?, ends_at = ?,
-			head = ?, lifecycle_json = ?
-			WHERE id = ? AND generation = ?`,
+		n, err = touched(tx.Stmt(s.updateSandbox).Exec(
 			after.Generation, after.Launch, after.Template, after.Alias, after.Build, after.Node,
 			after.Snapshot, after.Wanted, after.Driver, after.Isolation, after.State, after.StopReason, e.resources, e.network, e.env,
 			e.metadata, after.Open, after.OnTimeout, after.AutoResume, int64(after.Timeout), nanos(after.StartedAt), nanos(after.EndsAt),
 			after.Head, e.lifecycle,
-			after.ID, before.Generation)
+			after.ID, before.Generation))
 		if err != nil || n == 0 || metadata == e.metadata && before.StartedAt.Equal(after.StartedAt) {
 			return err
 		}

@@ -25,6 +25,7 @@ import (
 	"database/sql"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"time"
@@ -42,6 +43,10 @@ var migrations embed.FS
 type Store struct {
 	read  *sql.DB // any number of connections
 	write *sql.DB // one connection: SQLite has one writer, and waiting here is fair
+
+	// What each create and kill of a sandbox runs. To prepare a statement takes longer
+	// than to run it.
+	selectSandbox, insertSandbox, updateSandbox *sql.Stmt
 }
 
 var _ store.Store = (*Store)(nil)
@@ -59,7 +64,23 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		s.Close()
 		return nil, err
 	}
+	if err := s.prepare(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
 	return s, nil
+}
+
+// prepare makes the statements that are kept; they go with their database.
+func (s *Store) prepare(ctx context.Context) error {
+	var errs [3]error
+	s.selectSandbox, errs[0] = s.read.PrepareContext(ctx, selectSandbox)
+	s.insertSandbox, errs[1] = s.write.PrepareContext(ctx, insertSandbox)
+	s.updateSandbox, errs[2] = s.write.PrepareContext(ctx, updateSandbox)
+	if err := errors.Join(errs[:]...); err != nil {
+		return failed(err, "the metadata store could not be opened")
+	}
+	return nil
 }
 
 // migrate brings the schema up to date. Another process may be doing the same:
@@ -154,7 +175,11 @@ func (s *Store) change(ctx context.Context, d durability, fn func(tx *sql.Tx) er
 
 // exec runs a statement and returns how many rows it touched.
 func exec(tx *sql.Tx, query string, args ...any) (int64, error) {
-	res, err := tx.Exec(query, args...)
+	return touched(tx.Exec(query, args...))
+}
+
+// touched is how many rows a statement touched.
+func touched(res sql.Result, err error) (int64, error) {
 	if err != nil {
 		return 0, failed(err, "the metadata store could not be written")
 	}

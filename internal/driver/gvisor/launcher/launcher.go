@@ -2,7 +2,7 @@
 //
 // Creating a sandbox joins namespaces, moves threads of the creator, or all of it, between cgroups
 // and marks all its descriptors close-on-exec. None of that can be done to a server
-// with other work, so it is done by a launcher: this program executed once more,
+// with other work, so it is done by a launcher: a program of its own,
 // which makes one sandbox at a time and reports. The sandbox outlives it, and us.
 //
 // An execution costs more than the rest of a launcher's work, so one that has
@@ -43,7 +43,7 @@ const (
 // for another to make: as long as there are machines, so that nothing is left of a
 // driver that has none.
 type Pool struct {
-	exe string
+	program func() string
 
 	mu    sync.Mutex
 	alive map[string]bool // machines, by their IDs
@@ -51,8 +51,8 @@ type Pool struct {
 }
 
 // New returns a pool of launchers that execute a program, whose main function calls Serve
-// when its name is Name.
-func New(exe string) *Pool { return &Pool{exe: exe, alive: map[string]bool{}} }
+// when its name is Name. It is asked for the program's path each time.
+func New(program func() string) *Pool { return &Pool{program: program, alive: map[string]bool{}} }
 
 // take returns one that lives, or nil, for a machine that may have a console of its own.
 func (p *Pool) take(id string, own bool) *Launcher {
@@ -139,7 +139,7 @@ func (p *Pool) Get(id string, con *console.Console) (*Launcher, error) {
 		_, _ = requestR.Close(), requestW.Close()
 		return nil, hearth.Wrap(hearth.Internal, err, "no pipe to a launcher")
 	}
-	cmd := exec.Command(p.exe)
+	cmd := exec.Command(p.program())
 	cmd.Args = arguments(id)
 	cmd.Env = []string{"GOMAXPROCS=1"} // it does one thing at a time; sandboxes get an environment of their own
 	if stdout != nil {

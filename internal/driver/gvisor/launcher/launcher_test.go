@@ -60,7 +60,7 @@ func cmdline(t *testing.T, l *Launcher) string {
 }
 
 func TestLauncherIsUsedAgain(t *testing.T) {
-	p := New("/proc/self/exe")
+	p := New(func() string { return "/proc/self/exe" })
 	defer func() {
 		for _, id := range []string{"a-rather-long-id", "b", "an-id-of-forty-characters-000000000000000"[:idRoom]} {
 			p.Gone(id)
@@ -92,7 +92,7 @@ func TestLauncherIsUsedAgain(t *testing.T) {
 }
 
 func TestLauncherEnds(t *testing.T) {
-	p := New("/proc/self/exe")
+	p := New(func() string { return "/proc/self/exe" })
 	t.Run("when others wait", func(t *testing.T) {
 		var all []*Launcher
 		for range maxIdle + 1 {
@@ -142,7 +142,7 @@ func TestLauncherEnds(t *testing.T) {
 }
 
 func TestLauncherFails(t *testing.T) {
-	p := New("/proc/self/exe")
+	p := New(func() string { return "/proc/self/exe" })
 	defer p.Gone("m")
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
