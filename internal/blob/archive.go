@@ -96,8 +96,8 @@ type Archive interface {
 	// Check reads all of a file and compares it with its hashes.
 	Check(ctx context.Context, sha256 string) error
 
-	// Open fails when something of a file is not there, or needs another key; what is
-	// there is compared with its hashes only when it is read.
+	// Open fails when an object that a file needs is not there, or needs another key; what is
+	// there is looked at only when it is read.
 	Open(ctx context.Context, sha256 string) (Reader, error)
 
 	// Collect deletes the files that keep does not want, and what of the store no

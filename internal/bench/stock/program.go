@@ -38,16 +38,22 @@ func Published(file string) (Program, error) {
 		return Program{}, hearth.Errorf(hearth.FailedPrecondition, "stock: this program does not say which gVisor it was built with")
 	}
 	p := Program{File: path, Version: linked(ours).Version}
-	for file, main := range map[string]string{p.File: command, p.Path(): lean} {
-		info, err := buildinfo.ReadFile(file)
-		if err != nil {
-			return Program{}, hearth.Wrap(hearth.InvalidArgument, err, "stock: %s is not a program that says what it was built from", file)
-		}
-		if err := p.check(file, main, info); err != nil {
-			return Program{}, err
-		}
+	if err := p.read(p.File, command); err != nil {
+		return Program{}, err
+	}
+	if err := p.read(p.Path(), lean); err != nil {
+		return Program{}, err
 	}
 	return p, nil
+}
+
+// read checks one of its files.
+func (p Program) read(file, main string) error {
+	info, err := buildinfo.ReadFile(file)
+	if err != nil {
+		return hearth.Wrap(hearth.InvalidArgument, err, "stock: %s is not a program that says what it was built from", file)
+	}
+	return p.check(file, main, info)
 }
 
 // check compares what a file was built from with what it has to be.

@@ -32,7 +32,7 @@ const (
 // `PROGRAM runsc ARGS` is gVisor's own command line, a reference of benchmarks: in a
 // build without patches, gVisor as it is published, and in one with them the same but
 // for what patch/README.md says to be done always: cheaper system calls of a running
-// sandbox and a cheaper state (7, 8, 11, 12), and a line or two of 9, 13 and 14. With `PROGRAM runsc --precompiled ARGS` it uses the
+// sandbox and a cheaper state (7, 8, 11, 12), and a line or two of 9, 13, 14 and 15. With `PROGRAM runsc --precompiled ARGS` it uses the
 // precompiled seccomp filters, as the driver does.
 func Main(args []string) bool {
 	switch {

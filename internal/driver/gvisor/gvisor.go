@@ -1,7 +1,7 @@
 // Package gvisor runs machines in gVisor sandboxes. gVisor is compiled into this
 // binary: a sandbox is a program that is embedded in it, or the binary itself, executed
-// again (program.go), so nothing has to be installed and host and sandbox can never be of
-// different versions.
+// again, so nothing has to be installed, and what was built from other sources
+// than the server is not executed.
 //
 // A machine is one sandbox process with its children, in a cgroup of its own, in
 // a user namespace whose 65536 host users no other machine has, in the network
@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,6 +42,7 @@ import (
 	"gvisor.dev/gvisor/runsc/flag"
 
 	"hearth/internal/driver/gvisor/launcher"
+	"hearth/internal/driver/gvisor/program"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
@@ -69,9 +71,12 @@ type Config struct {
 	Init []string
 	// Env is its environment; empty means a PATH.
 	Env []string
-	// Exe is the program whose main calls Main; empty means the embedded one, or this one
-	// where there is none.
+	// Exe is the program whose main calls Main; empty means what Program returns.
 	Exe string
+	// Program returns a file whose main calls Main, built from the same sources; the driver
+	// keeps it open and has it executed by its name in /proc. Where that cannot be, or it
+	// is nil, this very program is what is executed.
+	Program func() (*os.File, error) `json:"-"`
 	// CgroupParent is the cgroup below which machines get theirs; empty means /hearth.
 	CgroupParent string
 	// Lessons is a directory for what is learned of checkpoints (at most 32 MiB); it
@@ -127,10 +132,12 @@ func New(cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	log.SetTarget(ourLog{cfg.Log})
-	exe := &program{path: cfg.Exe}
+	if !sharing {
+		cfg.Program = nil // it has the patches
+	}
 	return &Driver{
 		cfg: cfg, conf: conf, key: sync.OnceValues(func() (string, error) { return checkpointKey(pageFormat) }),
-		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(func() string { return exe.find(cfg.Log) }),
+		lessons: lessons{dir: cfg.Lessons}, launchers: launcher.New(program.New(cfg.Exe, cfg.Program, cfg.Log).Path),
 		uids: hostproc.NewUsers(filepath.Join(cfg.Root, usersDir), cfg.UIDBase, rangeSize),
 	}, nil
 }

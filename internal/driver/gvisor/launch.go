@@ -24,6 +24,7 @@ func launcherMain() int {
 		return 1
 	}
 	stampVersion()
+	_ = os.WriteFile("/proc/self/comm", []byte(launcher.Name), 0) // else it is a descriptor's number
 	if err := reserveTable(); err != nil {
 		return 1
 	}

@@ -2,6 +2,7 @@ package gvisor_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"hearth/internal/driver"
+	"hearth/internal/driver/drivertest"
+	"hearth/internal/driver/gvisor"
 )
 
 // idleLauncher returns the launcher of this process that waits; 0: there is none.
@@ -136,4 +139,29 @@ func sockets(t *testing.T, pid int) (found []string) {
 		}
 	}
 	return found
+}
+
+// TestSandboxesExecuteTheirProgram: from where the driver has it open, and another driver
+// finds them again.
+func TestSandboxesExecuteTheirProgram(t *testing.T) {
+	l := newLab(t)
+	if !caps(t, l.driver(t)).SharedMemory {
+		t.Skip("gVisor as published: this program is executed")
+	}
+	cfg := l.config(t)
+	cfg.Exe, cfg.Program = "", func() (*os.File, error) { return os.Open(l.exe) }
+	d, err := gvisor.New(cfg)
+	must(t, err)
+	m, err := d.Start(t.Context(), l.spec(t, "conf-program", 237))
+	must(t, err)
+	t.Cleanup(func() { must(t, m.Close(context.Background())) })
+	var state struct{ PID int }
+	must(t, json.Unmarshal(m.Handle().State, &state))
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", state.PID)); err != nil || exe != l.exe {
+		t.Errorf("the sandbox executes %s, %v; want %s", exe, err, l.exe)
+	}
+	found, err := l.driver(t).Attach(t.Context(), m.Handle())
+	must(t, err)
+	_, err = drivertest.Open(found).Ask(t.Context(), "GET", "/ticks", nil)
+	must(t, err)
 }

@@ -26,10 +26,12 @@ const (
 	spare   = 4 << 20 // bytes of the file system beside the program: its last page may be a huge one
 )
 
+var errWithout = hearth.Errorf(hearth.FailedPrecondition, `this program was built without hearth-sandbox; run "make build"`)
+
 // InMemory returns the program, open for reading and to be executed by the descriptor's
-// name in /proc. It is a file of a file system in memory that is mounted nowhere, so that no
-// other name leads to it, and is gone with the last that has it open or executes it. Where the host
-// has huge pages it lies in those: sandboxes share them, and neither fault on them
+// name in /proc. It is a file of a file system in memory that is mounted nowhere and, since
+// Linux 5.12, cannot be written to any more. It is gone with the last that has it open or executes it. Where the host
+// has huge pages it lies in those: sandboxes share them, and neither fault on their pages
 // nor unmap them one by one. It fails with FailedPrecondition when this program was built
 // without it, and otherwise as the host does.
 func InMemory() (*os.File, error) { return inMemory(content) }
@@ -37,7 +39,7 @@ func InMemory() (*os.File, error) { return inMemory(content) }
 func inMemory(from fs.FS) (*os.File, error) {
 	src, err := from.Open("bin/" + program)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hearth.Errorf(hearth.FailedPrecondition, `this program was built without hearth-sandbox; run "make build"`)
+		return nil, errWithout
 	}
 	if err != nil {
 		return nil, err
@@ -46,6 +48,9 @@ func inMemory(from fs.FS) (*os.File, error) {
 	info, err := src.Stat()
 	if err != nil {
 		return nil, err
+	}
+	if info.Size() == 0 {
+		return nil, errWithout
 	}
 	dir, err := mount(info.Size() + spare)
 	if err != nil {
@@ -63,6 +68,10 @@ func inMemory(from fs.FS) (*os.File, error) {
 	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, make([]byte, 1<<20))
 	if err := errors.Join(err, w.Close()); err != nil {
 		return nil, err
+	}
+	err = unix.MountSetattr(dir, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err != nil && !errors.Is(err, unix.ENOSYS) {
+		return nil, os.NewSyscallError("mount_setattr", err)
 	}
 	return openAt(dir, unix.O_RDONLY)
 }

@@ -261,7 +261,8 @@ func (s *Shelf) archive(ctx context.Context, id hearth.SnapshotID, list []hearth
 	for _, f := range list {
 		path, err := s.blobs.Path(ctx, f.Blob)
 		if err != nil && hearth.KindOf(err) == hearth.NotFound {
-			if _, aerr := s.packing.Archive.Stat(ctx, f.SHA256); aerr == nil {
+			if r, aerr := s.packing.Archive.Open(ctx, f.SHA256); aerr == nil {
+				_ = r.Close()
 				continue
 			}
 		}
