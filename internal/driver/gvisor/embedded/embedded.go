@@ -66,7 +66,8 @@ func inMemory(from fs.FS) (*os.File, error) {
 		return nil, err
 	}
 	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, make([]byte, 1<<20))
-	if err := errors.Join(err, w.Close()); err != nil {
+	// Whatever the umask: sandboxes execute it as users of their own.
+	if err := errors.Join(err, w.Chmod(0o555), w.Close()); err != nil {
 		return nil, err
 	}
 	err = unix.MountSetattr(dir, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
@@ -77,7 +78,7 @@ func inMemory(from fs.FS) (*os.File, error) {
 }
 
 func openAt(dir, flags int) (*os.File, error) {
-	fd, err := unix.Openat(dir, program, flags|unix.O_CLOEXEC, 0o555)
+	fd, err := unix.Openat(dir, program, flags|unix.O_CLOEXEC, 0o500)
 	if err != nil {
 		return nil, os.NewSyscallError("openat", err)
 	}

@@ -37,6 +37,7 @@ func TestInMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer unix.Umask(unix.Umask(0o077))
 	f, err := inMemory(fstest.MapFS{"bin/hearth-sandbox": {Data: raw}})
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
 		t.Skip("this host mounts nothing: ", err)
@@ -62,6 +63,9 @@ func TestInMemory(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		t.Fatal(err)
+	}
+	if st.Mode&0o777 != 0o555 {
+		t.Errorf("mode %#o: sandboxes are other users", st.Mode)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if device := fmt.Sprintf(" %d:%d ", unix.Major(st.Dev), unix.Minor(st.Dev)); err != nil || strings.Contains(string(mounts), device) {

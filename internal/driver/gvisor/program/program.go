@@ -86,7 +86,7 @@ func usable(file *os.File) (string, error) {
 	cmd := exec.Command(path)
 	cmd.Env = []string{}
 	if err := cmd.Run(); err != nil {
-		if _, ended := errors.AsType[*exec.ExitError](err); !ended { // it says how it is used, and fails
+		if e, ended := errors.AsType[*exec.ExitError](err); !ended || !e.Exited() { // it says how it is used, and fails
 			return "", err
 		}
 	}
