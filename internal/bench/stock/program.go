@@ -4,8 +4,8 @@ import (
 	"debug/buildinfo"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 
+	"hearth/internal/driver/gvisor/program"
 	"hearth/internal/hearth"
 )
 
@@ -37,7 +37,7 @@ func Published(file string) (Program, error) {
 	if !ok {
 		return Program{}, hearth.Errorf(hearth.FailedPrecondition, "stock: this program does not say which gVisor it was built with")
 	}
-	p := Program{File: path, Version: linked(ours).Version}
+	p := Program{File: path, Version: program.Linked(ours).Version}
 	if err := p.read(p.File, command); err != nil {
 		return Program{}, err
 	}
@@ -61,7 +61,7 @@ func (p Program) check(file, main string, info *debug.BuildInfo) error {
 	refuse := func(format string, args ...any) error {
 		return hearth.Errorf(hearth.InvalidArgument, "stock: "+file+" "+format, args...)
 	}
-	got := linked(info)
+	got := program.Linked(info)
 	switch {
 	case info.Path != main:
 		return refuse("is %q, not a build of %s", info.Path, main)
@@ -71,15 +71,6 @@ func (p Program) check(file, main string, info *debug.BuildInfo) error {
 		return refuse("was built with gVisor %q, this program with %q", got.Version, p.Version)
 	}
 	return nil
-}
-
-// linked is the gVisor in a build; the zero module when there is none.
-func linked(info *debug.BuildInfo) debug.Module {
-	i := slices.IndexFunc(info.Deps, func(m *debug.Module) bool { return m.Path == module })
-	if i < 0 {
-		return debug.Module{}
-	}
-	return *info.Deps[i]
 }
 
 // Path is the program's file. A published one has nothing of a server in it: each command

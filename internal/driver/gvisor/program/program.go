@@ -113,14 +113,20 @@ func sameSources(file *os.File) error {
 	return nil
 }
 
-// linked names a build's gVisor: the version, and the directory of a patched one, whose name
-// has a hash of the patches.
-func linked(info *debug.BuildInfo) string {
+// Linked is the gVisor in a build; the zero module when there is none, or, as in a test, the build
+// does not say.
+func Linked(info *debug.BuildInfo) debug.Module {
 	i := slices.IndexFunc(info.Deps, func(m *debug.Module) bool { return m.Path == "gvisor.dev/gvisor" })
 	if i < 0 {
-		return ""
+		return debug.Module{}
 	}
-	m := info.Deps[i]
+	return *info.Deps[i]
+}
+
+// linked names it: the version, and the directory of a patched one, whose name has a hash
+// of the patches.
+func linked(info *debug.BuildInfo) string {
+	m := Linked(info)
 	if m.Replace != nil {
 		return m.Version + " in " + filepath.Base(m.Replace.Path)
 	}
