@@ -103,15 +103,12 @@ func TestReadyMachines(t *testing.T) {
 
 func TestRootImage(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "bundle"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	for text, want := range map[string]string{
 		`{"annotations":{"dev.gvisor.spec.rootfs.source":"/l.erofs"}}`: "/l.erofs",
 		`{"annotations":{}}`: "",
 		`{`:                  "",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "bundle", "config.json"), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := rootImage(dir); got != want || (err == nil) != (want != "") {

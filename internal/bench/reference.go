@@ -191,7 +191,7 @@ func (r *run) prepare(ctx context.Context, of origin) (*stock.Machine, error) {
 
 // rootImage reads from a machine's bundle which image its root is.
 func rootImage(dir string) (string, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, "bundle", "config.json"))
+	raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
 		return "", err
 	}

@@ -246,7 +246,7 @@ func TestNothingComesInFromOutside(t *testing.T) {
 func TestHostIsNoRouter(t *testing.T) {
 	w := newWorld(t)
 	lan := t.TempDir() + "/lan"
-	must(t, makeNamespace(lan))
+	must(t, newNamespace(lan))
 	defer unmount(lan)
 	ns, err := os.Open(lan)
 	must(t, err)

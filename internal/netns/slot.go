@@ -30,7 +30,10 @@ func (m *Manager) build(s *Slot) (err error) {
 			err = errors.Join(fmt.Errorf("network slot %d: %w", s.Index, err), m.demolish(s))
 		}
 	}()
-	if err := makeNamespace(s.NetNS); err != nil {
+	if err := os.Link(m.lockFile(), s.NetNS); err != nil { // a mount point that costs the host no file
+		return err
+	}
+	if err := mountNamespace(s.NetNS); err != nil {
 		return err
 	}
 	ns, err := vnetns.GetFromPath(s.NetNS)
@@ -178,15 +181,8 @@ func setting(key, value string) error {
 	return err
 }
 
-// makeNamespace mounts a new network namespace, without IPv6, at path.
-func makeNamespace(path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	if err := file.Close(); err != nil {
-		return err
-	}
+// mountNamespace mounts a new network namespace, without IPv6, over the file at path.
+func mountNamespace(path string) error {
 	done := make(chan error)
 	go func() {
 		// The thread has left the host's namespace: it ends with the goroutine,
@@ -236,10 +232,12 @@ func (m *Manager) intact(s *Slot) bool {
 	return err == nil
 }
 
+func (m *Manager) lockFile() string { return filepath.Join(m.cfg.Dir, ".lock") }
+
 // claim locks what the nodes of a host share: the prefix that slots are cut from
 // and the forwarding of uplinks. The caller closes the file.
 func (m *Manager) claim() (*os.File, error) {
-	file, err := os.OpenFile(filepath.Join(m.cfg.Dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	file, err := os.OpenFile(m.lockFile(), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func newVM(t testing.TB, m *Manager) *vm {
 	must(t, err)
 	setPolicy(t, m, s, Policy{Internet: true})
 	guest := t.TempDir() + "/guest"
-	must(t, makeNamespace(guest))
+	must(t, newNamespace(guest))
 	t.Cleanup(func() { must(t, unmount(guest)) })
 	seen := *s
 	seen.NetNS = guest
@@ -155,7 +155,7 @@ func TestTapIsFree(t *testing.T) {
 	defer cancel()
 	for range 50 {
 		ns := t.TempDir() + "/guest"
-		must(t, makeNamespace(ns))
+		must(t, newNamespace(ns))
 		t.Cleanup(func() { must(t, unmount(ns)) })
 		must(t, makeTap(handle(t, ns)))
 		within(t, ns, func() {

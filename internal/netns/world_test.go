@@ -83,7 +83,7 @@ type packet struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, ns: t.TempDir() + "/world", packets: make(chan packet, 10000)}
-	must(t, makeNamespace(w.ns))
+	must(t, newNamespace(w.ns))
 	t.Cleanup(func() { must(t, unmount(w.ns)) })
 	ns, err := vnetns.GetFromPath(w.ns)
 	must(t, err)
@@ -336,4 +336,12 @@ func prefixes(all ...string) []netip.Prefix {
 		out = append(out, netip.MustParsePrefix(s))
 	}
 	return out
+}
+
+// newNamespace mounts a network namespace at path, which does not exist yet.
+func newNamespace(path string) error {
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		return err
+	}
+	return mountNamespace(path)
 }

@@ -20,7 +20,7 @@
 // the cgroup of whoever touched it first, where it is reclaimed before the limit
 // hurts.
 //
-// On disk: a machine's bundle is in Spec.Dir; its control socket and state are
+// On disk: a machine's bundle is in Spec.Dir; its control socket is
 // in Config.Root, named by ID; Config.Root/uids holds one symbolic link per range
 // of users in use, named by its number and pointing at the machine's ID;
 // Config.Root/hot holds what was learned of checkpoints (hot.go).

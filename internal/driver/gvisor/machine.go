@@ -238,7 +238,7 @@ func (m *machine) setFrozen(frozen, long bool) error {
 		return nil
 	}
 	m.unsure = true
-	if err := os.WriteFile(filepath.Join(m.dir, unsureMark), nil, 0o600); err != nil {
+	if err := mark(m.dir, unsureMark); err != nil {
 		return err
 	}
 	if err := m.setPaused(frozen, long); err != nil {
@@ -261,14 +261,29 @@ func (m *machine) setPaused(paused, long bool) error {
 	return m.box.Resume(m.id)
 }
 
+// mark makes a mark in a machine's directory: another name of a file that is there.
+func mark(dir, name string) error {
+	path := filepath.Join(dir, name)
+	err := os.Link(filepath.Join(dir, configFile), path)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist): // a machine of a build that has it elsewhere
+		return os.WriteFile(path, nil, 0o600)
+	}
+	return err
+}
+
 // settle notes what the guest is for sure.
 func (m *machine) settle(frozen bool) error {
-	unsure, mark := filepath.Join(m.dir, unsureMark), filepath.Join(m.dir, frozenMark)
+	unsure, marked := filepath.Join(m.dir, unsureMark), filepath.Join(m.dir, frozenMark)
 	m.frozen = frozen
-	var err error
-	if frozen {
-		err = os.Rename(unsure, mark)
-	} else if err = os.Remove(mark); err == nil || errors.Is(err, fs.ErrNotExist) {
+	err := os.Remove(marked) // to rename one name of a file to another one changes nothing
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+	case frozen:
+		err = os.Rename(unsure, marked)
+	default:
 		err = os.Remove(unsure)
 	}
 	m.unsure = err != nil

@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -46,7 +45,7 @@ func (d *Driver) Reference(spec driver.Spec) ([]string, error) {
 	if spec.Net.NetNS == "" {
 		flags = withoutNetwork(flags)
 	}
-	bundle := "--bundle=" + filepath.Join(spec.Dir, bundleDir)
+	bundle := "--bundle=" + spec.Dir
 	if spec.From == nil {
 		return slices.Concat([]string{"runsc"}, flags, []string{"run", "--detach", bundle, spec.ID}), nil
 	}

@@ -38,6 +38,7 @@ func launchQuickly(keep func([]*os.File)) {
 	cgroup.Only("cpu", "cpuacct", "freezer", "memory", "pids", "systemd")
 	cgroup.ByThread = true
 	sandbox.Keep = keep
+	container.Unrecorded = true
 }
 
 // installStubs gives the platform the programs of its own processes that are among ready ones.

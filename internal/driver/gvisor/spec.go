@@ -13,10 +13,14 @@ import (
 )
 
 const (
-	sentryMiB = 64 // host memory a sandbox needs beyond what its guest may fill
-	shmMiB    = 64 // size of /dev/shm, part of the guest's memory as on any Linux
-	bundleDir = "bundle"
+	sentryMiB = 64      // host memory a sandbox needs beyond what its guest may fill
+	shmMiB    = 64      // size of /dev/shm, part of the guest's memory as on any Linux
 	cpuPeriod = 100_000 // microseconds
+
+	// A machine's directory is its bundle, with the description under the name that OCI gives
+	// it. There is as little else in it as can be: what makes and removes many files makes file
+	// systems slow.
+	configFile = "config.json"
 )
 
 // guestCaps is what root inside a machine may do: install packages, change
@@ -59,7 +63,7 @@ func (d *Driver) ociSpec(s driver.Spec, guest string, firstUID uint32) *specs.Sp
 	return &specs.Spec{
 		Version:  specs.Version,
 		Hostname: s.Hostname,
-		Root:     &specs.Root{Path: filepath.Join(s.Dir, bundleDir, "root")},
+		Root:     &specs.Root{Path: s.Dir}, // nobody looks at it, with an image
 		Process:  d.process(r),
 		Mounts:   mounts(r, guest),
 		Annotations: map[string]string{
@@ -125,12 +129,9 @@ func namespaces(netNS string) []specs.LinuxNamespace {
 
 // writeBundle puts the description where the launcher and the sandbox read it.
 func writeBundle(dir string, spec *specs.Spec) error {
-	if err := os.MkdirAll(spec.Root.Path, 0o755); err != nil {
-		return err
-	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, bundleDir, "config.json"), raw, 0o600)
+	return os.WriteFile(filepath.Join(dir, configFile), raw, 0o600)
 }

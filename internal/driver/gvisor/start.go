@@ -113,9 +113,9 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec, from origin) (*mac
 // describe writes the machine's bundle and says how to make the sandbox.
 func (d *Driver) describe(spec driver.Spec, from origin) (launcher.Request, error) {
 	req := launcher.Request{
-		Flags:  append(d.cfg.flags(), "--panic-log="+filepath.Join(spec.Dir, "panic.log")),
+		Flags:  d.cfg.flags(),
 		ID:     spec.ID,
-		Bundle: filepath.Join(spec.Dir, bundleDir),
+		Bundle: spec.Dir,
 		Limit:  memoryLimit(spec.Resources),
 	}
 	if spec.Net.NetNS == "" {
