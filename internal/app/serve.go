@@ -17,6 +17,7 @@ import (
 
 	"hearth/internal/config"
 	"hearth/internal/doctor"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/driver/microvm/kvmprobe"
 	"hearth/internal/edge"
 	"hearth/internal/guest/embedded"
@@ -102,6 +103,9 @@ func Serve(ctx context.Context, cfg *config.Config, opts Options) error {
 		return hearth.Wrap(hearth.InvalidArgument, err, "listen: %s cannot be listened on; choose another address with --listen", cfg.Listen)
 	}
 	defer l.Close()
+	if err := hostproc.SetTimers(os.Getpid(), hostproc.CoarseTimers); err != nil {
+		opts.Log.Debug("timers stay exact, and the processors are woken more often", "err", err)
+	}
 	a := &App{cfg: cfg, opts: opts}
 	if err := a.open(ctx); err != nil {
 		return err

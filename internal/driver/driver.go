@@ -109,6 +109,20 @@ func Resting(m Machine) func(context.Context) error {
 	return m.Freeze
 }
 
+// A Timekeeper is a Machine whose timers may be late by some milliseconds until somebody uses it:
+// coarse ones make its start cheaper.
+type Timekeeper interface {
+	// ExactTimers makes them as exact as the driver's can be. It may be called again.
+	ExactTimers()
+}
+
+// ExactTimers is called before a machine is used.
+func ExactTimers(m Machine) {
+	if able, is := m.(Timekeeper); is {
+		able.ExactTimers()
+	}
+}
+
 // A FileKeeper is a Machine that can keep its files without its memory.
 type FileKeeper interface {
 	// CheckpointFiles is Checkpoint that leaves out memory and processes: a machine

@@ -117,6 +117,9 @@ func (m machine) CheckpointFiles(ctx context.Context, dir string) (c *driver.Che
 	return c, err
 }
 
+// ExactTimers implements driver.Timekeeper.
+func (m machine) ExactTimers() { driver.ExactTimers(m.Machine) }
+
 // Close implements driver.Machine.
 func (m machine) Close(ctx context.Context) error {
 	return m.around("driver.close", func() error { return m.Machine.Close(ctx) })

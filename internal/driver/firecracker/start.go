@@ -189,7 +189,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, o origin, j jail.
 	cmd.Env = []string{}
 	cmd.Stdout, cmd.Stderr = con.in, con.in
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Run()
+	err = hostproc.WithTimers(hostproc.ExactTimers, cmd.Run)
 	con.started()
 	if ctx.Err() != nil {
 		return none, hearth.Wrap(hearth.DeadlineExceeded, context.Cause(ctx), "machine %s did not start in time", spec.ID)

@@ -231,6 +231,13 @@ func (m *machine) Thaw(ctx context.Context) error {
 	return m.control(ctx, "thaw", func() error { return m.setFrozen(false, false) })
 }
 
+// ExactTimers makes the guest's timers as exact as the host's, where its launcher left them coarse.
+func (m *machine) ExactTimers() {
+	if err := hostproc.SetTimers(m.state.PID, hostproc.ExactTimers); err != nil {
+		m.d.cfg.Log.Warn("a machine's timers stay coarse", "id", m.id, "error", err)
+	}
+}
+
 // setFrozen makes the guest's tasks stop, perhaps for long, or go on, between two marks.
 // After a call that failed it is made again: unless it would be counted.
 func (m *machine) setFrozen(frozen, long bool) error {

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -249,4 +251,50 @@ func TestDirPolicy(t *testing.T) {
 			t.Errorf("policy %d again: %v", p, err)
 		}
 	}
+}
+
+// What a process is started with it keeps, whoever starts it, and all of its threads can be given something else.
+func TestTimerSlack(t *testing.T) {
+	own := ownSlack(t)
+	cmd := exec.Command("sleep", "1000")
+	if err := WithTimers(CoarseTimers, cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	if now := ownSlack(t); now != own {
+		t.Errorf("the thread that started it has %s of slack, it had %s", now, own)
+	}
+	of := func() time.Duration {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(ns)
+	}
+	if now := of(); now != CoarseTimers {
+		t.Errorf("it was started with %s of slack", now)
+	}
+	if err := SetTimers(cmd.Process.Pid, ExactTimers); err != nil || of() != ExactTimers {
+		t.Errorf("it has %s of slack, %v", of(), err)
+	}
+	failed := errors.New("no")
+	if err := WithTimers(CoarseTimers, func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("a start that failed: %v", err)
+	}
+	if err := SetTimers(0, ExactTimers); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of a process that is not there: %v", err)
+	}
+}
+
+func ownSlack(t *testing.T) time.Duration {
+	t.Helper()
+	ns, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ns)
 }

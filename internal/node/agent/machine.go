@@ -83,17 +83,17 @@ func (mc *machine) dial(ctx context.Context, port uint16) (net.Conn, error) {
 	return mc.live.Dial(ctx, port)
 }
 
-// unseal makes the daemon of a machine that has just started the sandbox's own.
-// It fails as soon as the guest ends.
+// unseal makes the daemon of a machine that has just started the sandbox's own. It fails as soon as the guest ends.
 func (a *Agent) unseal(ctx context.Context, mc *machine, g Guest) error {
 	if mc.secret != "" && mc.secret != mc.rec.Sandbox.ID { // it knows the host by the secret of another
 		g = a.deps.Guest(mc.dial, cmp.Or(mc.given, a.key.Of(mc.secret)))
 	}
-	err := a.init(ctx, mc, g, guest.InitRequest{})
-	if err == nil {
-		mc.secret = ""
+	if err := a.init(ctx, mc, g, guest.InitRequest{}); err != nil {
+		return err
 	}
-	return err
+	mc.secret = ""
+	driver.ExactTimers(mc.live)
+	return nil
 }
 
 // init sends a daemon the rest of req.

@@ -25,6 +25,7 @@ import (
 	"syscall"
 
 	"hearth/internal/driver/gvisor/console"
+	"hearth/internal/driver/hostproc"
 	"hearth/internal/hearth"
 )
 
@@ -147,7 +148,7 @@ func (p *Pool) Get(id string, con *console.Console) (*Launcher, error) {
 	}
 	cmd.ExtraFiles = []*os.File{requestR, replyW}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = hostproc.WithTimers(hostproc.CoarseTimers, cmd.Start)
 	_, _ = requestR.Close(), replyW.Close()
 	if err != nil {
 		_, _ = requestW.Close(), replyR.Close()

@@ -159,7 +159,7 @@ func (s Start) run(ctx context.Context, c *Child) error {
 		Setsid:     true,
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET,
 	}
-	err = cmd.Start()
+	err = hostproc.WithTimers(hostproc.ExactTimers, cmd.Start)
 	_, _ = requestR.Close(), reportW.Close()
 	if err != nil {
 		return hearth.Wrap(hearth.Internal, err, "a process for machine %s cannot be made", s.ID)
