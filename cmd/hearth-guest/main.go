@@ -72,7 +72,7 @@ func run() error {
 
 	// A sandbox is small: few threads, and a heap that is collected early.
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 4))
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(daemon.HeapGrowth)
 
 	o := daemon.Options{Log: log, System: system, Reaper: reap.New(reap.ScopeOfSelf())}
 	defer o.Reaper.Close()
@@ -92,9 +92,15 @@ func run() error {
 	return daemon.New(o).Serve(ctx, l)
 }
 
+// keeperBytes is the memory at which the first process collects garbage. It makes hardly any, and
+// need not look for it every two minutes, as Go would.
+const keeperBytes = 16 << 20
+
 // keep is what the first process does. It needs no more than one thread at a time.
 func keep(log *slog.Logger) error {
 	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(keeperBytes)
 	status, err := keeper.Run(os.Args, log)
 	if err == nil {
 		os.Exit(status)

@@ -78,6 +78,7 @@ func New(o Options) *Daemon {
 		d.code = &interpreter{marker: *o.Interpreter, reaper: o.Reaper, log: o.Log}
 	}
 	d.recall()
+	d.collect(d.state.get().sealed)
 	return d
 }
 

@@ -105,6 +105,7 @@ func (d *Daemon) remember(i identity) {
 	if err := d.state.set(i); err != nil {
 		d.log.Error("a daemon after this one will not know whose it is", "err", err)
 	}
+	d.collect(i.sealed)
 }
 
 // decode reads a JSON body of bounded size that holds exactly one value.
