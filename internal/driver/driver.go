@@ -109,7 +109,7 @@ func Resting(m Machine) func(context.Context) error {
 	return m.Freeze
 }
 
-// A Timekeeper is a Machine whose timers may be late by some milliseconds until somebody uses it:
+// A Timekeeper is a Machine whose timers may be late by a millisecond or two until somebody uses it:
 // coarse ones make its start cheaper.
 type Timekeeper interface {
 	// ExactTimers makes them as exact as the driver's can be. It may be called again.

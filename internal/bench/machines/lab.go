@@ -204,7 +204,11 @@ func (m *machine) close(ctx context.Context) error {
 func (m *machine) unseal(ctx context.Context) error {
 	seed := make([]byte, 32)
 	rand.Read(seed) // never fails
-	return m.agent.Init(ctx, guest.InitRequest{Now: time.Now(), Seed: seed, SandboxID: subjectID, TemplateID: subjectID, User: "user"})
+	if err := m.agent.Init(ctx, guest.InitRequest{Now: time.Now(), Seed: seed, SandboxID: subjectID, TemplateID: subjectID, User: "user"}); err != nil {
+		return err
+	}
+	driver.ExactTimers(m.Machine)
+	return nil
 }
 
 // synced writes the files of a checkpoint to the disk, all at once, and then their

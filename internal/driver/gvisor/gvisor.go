@@ -59,7 +59,7 @@ const (
 
 // Config says where a driver keeps its state and what it runs.
 type Config struct {
-	// Root holds sockets and states of running machines; absolute, at most 56
+	// Root holds sockets of running machines; absolute, at most 56
 	// bytes, on a file system that a reboot empties. It is made when missing.
 	Root string
 	// Guest is an EROFS image mounted read-only at /.guest in every machine;

@@ -272,13 +272,10 @@ func (m *machine) setPaused(paused, long bool) error {
 func mark(dir, name string) error {
 	path := filepath.Join(dir, name)
 	err := os.Link(filepath.Join(dir, configFile), path)
-	switch {
-	case errors.Is(err, fs.ErrExist):
+	if err == nil || errors.Is(err, fs.ErrExist) {
 		return nil
-	case errors.Is(err, fs.ErrNotExist): // a machine of a build that has it elsewhere
-		return os.WriteFile(path, nil, 0o600)
 	}
-	return err
+	return os.WriteFile(path, nil, 0o600) // a machine of a build that has it elsewhere, or no links here
 }
 
 // settle notes what the guest is for sure.

@@ -19,7 +19,8 @@ const (
 
 	// A machine's directory is its bundle, with the description under the name that OCI gives
 	// it. There is as little else in it as can be: what makes and removes many files makes file
-	// systems slow.
+	// systems slow. Nothing reads the description once the machine runs: marks are further names of
+	// its file, which a build before this empties when it makes one that is there.
 	configFile = "config.json"
 )
 

@@ -28,19 +28,17 @@ const (
 func WithTimers(slack time.Duration, f func() error) error {
 	runtime.LockOSThread() // the slack is a thread's
 	defer runtime.UnlockOSThread()
-	own, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
-	if err == nil {
-		err = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0)
+	if own, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err == nil { // else all have what they have
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0)
+		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(own), 0, 0, 0) }()
 	}
-	if err != nil {
-		return fmt.Errorf("timer slack: %w", err)
-	}
-	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(own), 0, 0, 0) }()
 	return f()
 }
 
 // SetTimers gives that slack to all threads of a process, those included that begin meanwhile.
+// Threads that it cannot be given to are in the error, the others have it all the same.
 func SetTimers(pid int, slack time.Duration) error {
+	var errs []error
 	value := []byte(strconv.FormatInt(int64(slack), 10))
 	seen := map[string]bool{}
 	for before := -1; len(seen) > before; { // threads of a thread that was not yet seen have what that had
@@ -60,11 +58,11 @@ func SetTimers(pid int, slack time.Duration) error {
 			}
 			seen[tid] = true
 			if err := setSlack(tid, value); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("timer slack of thread %s: %w", tid, err)
+				errs = append(errs, fmt.Errorf("timer slack of thread %s: %w", tid, err))
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // setSlack writes a thread's. The file is not in the directory of its process's threads.

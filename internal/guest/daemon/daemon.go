@@ -63,6 +63,7 @@ type Daemon struct {
 	conns   *connections
 	handler http.Handler
 	root    string // whose files an inventory lists
+	collector
 
 	services http.Handler // behind the guards
 }

@@ -32,7 +32,7 @@ func TestCollectorWaitsForUse(t *testing.T) {
 		is(false)
 		time.Sleep(firstUse - 1)
 		expect("just unsealed", -1, true)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		expect("in use", HeapGrowth, false)
 		is(true)
@@ -43,6 +43,11 @@ func TestCollectorWaitsForUse(t *testing.T) {
 		time.Sleep(firstUse)
 		synctest.Wait()
 		expect("sealed while it waited", -1, true)
+		held, garbage := debug.SetMemoryLimit(-1), make([]byte, 64<<20)
+		is(true)
+		if now := debug.SetMemoryLimit(-1); now != held {
+			t.Errorf("sealed after %d bytes of garbage: the limit was %d bytes and is %d", len(garbage), held, now)
+		}
 	})
 	(&Daemon{state: newState(nil)}).collect(false)
 	expect("a process that is not the daemon's", -1, true)

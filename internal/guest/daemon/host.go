@@ -94,7 +94,7 @@ func (d *Daemon) quiesce(w http.ResponseWriter, r *http.Request) {
 		}
 		unix.Sync()
 		if req.Forget || idleHeap() > muchIdle {
-			d.system.shrink()
+			d.shrink()
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 	"unsafe"
@@ -191,9 +190,6 @@ func idleHeap() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapIdle - m.HeapReleased
 }
-
-// shrink gives memory back, so that a checkpoint does not carry it.
-func (s *System) shrink() { debug.FreeOSMemory() }
 
 // setClock corrects the wall clock if it is off by more than what the host's
 // own message may have taken. Where the guest may not set it, it shows the host's.

@@ -207,6 +207,7 @@ func (a *Agent) adoptSandbox(ctx context.Context, mc *machine) error {
 		}
 		mc.rec.Into = ""
 	}
+	driver.ExactTimers(mc.live) // who handed it over may not have known of them
 	_, err := a.register(ctx, mc, g)
 	return err
 }

@@ -183,8 +183,7 @@ func (a *Agent) planOf(req node.StartRequest) plan {
 	}
 }
 
-// startWarm gives the sandbox a machine of the pool: thaw it, make it the
-// sandbox's own. It returns nothing when there is none, or none that works.
+// startWarm thaws a machine of the pool and makes it the sandbox's own; nothing when there is none that works.
 func (a *Agent) startWarm(ctx context.Context, p plan) (*node.Instance, error) {
 	for ctx.Err() == nil {
 		mc := a.claim(p)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hearth/internal/blob/chunkblob"
+	"hearth/internal/driver/hostproc"
 )
 
 // Name is the name a pager runs under: its first argument, followed by the
@@ -119,7 +120,7 @@ func Start(exe string, s Setup, ready func(pid int) error) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := hostproc.WithTimers(hostproc.ExactTimers, cmd.Start); err != nil { // a guest waits for it
 		return nil, err
 	}
 	if err = ready(cmd.Process.Pid); err == nil {
