@@ -2,6 +2,7 @@ package gvisor_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -138,6 +139,25 @@ func (l *lab) config(t testing.TB) gvisor.Config {
 	}
 }
 
+// start starts a machine, from a checkpoint if there is one, that ends with the test.
+func (l *lab) start(t *testing.T, id string, number int, from *driver.Checkpoint) driver.Machine {
+	t.Helper()
+	spec := l.spec(t, id, number)
+	spec.From = from
+	m, err := l.driver(t).Start(t.Context(), spec)
+	must(t, err)
+	t.Cleanup(func() { must(t, m.Close(context.Background())) })
+	return m
+}
+
+// pidOf is the process of a machine's sandbox.
+func pidOf(t *testing.T, m driver.Machine) int {
+	t.Helper()
+	var state struct{ PID int }
+	must(t, json.Unmarshal(m.Handle().State, &state))
+	return state.PID
+}
+
 // spec describes a machine in a network namespace of its own.
 func (l *lab) spec(t testing.TB, id string, number int) driver.Spec {
 	t.Helper()
@@ -209,9 +229,7 @@ func TestConformance(t *testing.T) {
 		Spec:   specOf,
 		Kernel: true,
 		Kill: func(t *testing.T, m driver.Machine) {
-			var state struct{ PID int }
-			must(t, json.Unmarshal(m.Handle().State, &state))
-			must(t, syscall.Kill(state.PID, syscall.SIGKILL))
+			must(t, syscall.Kill(pidOf(t, m), syscall.SIGKILL))
 		},
 		Doomed: func(t *testing.T) (driver.Driver, driver.Spec) {
 			cfg := l.config(t)

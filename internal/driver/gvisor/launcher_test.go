@@ -2,7 +2,6 @@ package gvisor_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -155,9 +154,7 @@ func TestSandboxesExecuteTheirProgram(t *testing.T) {
 	m, err := d.Start(t.Context(), l.spec(t, "conf-program", 237))
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
-	var state struct{ PID int }
-	must(t, json.Unmarshal(m.Handle().State, &state))
-	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", state.PID)); err != nil || exe != l.exe {
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pidOf(t, m))); err != nil || exe != l.exe {
 		t.Errorf("the sandbox executes %s, %v; want %s", exe, err, l.exe)
 	}
 	found, err := l.driver(t).Attach(t.Context(), m.Handle())

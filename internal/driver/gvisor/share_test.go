@@ -323,15 +323,13 @@ func TestKillWhileACheckpointIsWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			must(t, m.Freeze(t.Context()))
-			var state struct{ PID int }
-			must(t, json.Unmarshal(m.Handle().State, &state))
 			result := make(chan error, 1)
 			go func() {
 				_, err := m.Checkpoint(context.WithoutCancel(t.Context()), t.TempDir())
 				result <- err
 			}()
 			<-time.After(after * time.Millisecond)
-			must(t, unix.Kill(state.PID, unix.SIGKILL))
+			must(t, unix.Kill(pidOf(t, m), unix.SIGKILL))
 			if err := <-result; err != nil && hearth.KindOf(err) != hearth.NotFound && hearth.KindOf(err) != hearth.Internal {
 				t.Errorf("killed after %d ms: %v", after, err)
 			}

@@ -1,8 +1,6 @@
 package gvisor_test
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -20,9 +18,7 @@ import (
 // those that begin later, once somebody is about to use it.
 func TestTimersAreExactWhenUsed(t *testing.T) {
 	l := newLab(t)
-	m, err := l.driver(t).Start(t.Context(), l.spec(t, "conf-timers", 234))
-	must(t, err)
-	defer func() { must(t, m.Close(context.WithoutCancel(t.Context()))) }()
+	m := l.start(t, "conf-timers", 234, nil)
 	if got := slack(t, m); !slices.Equal(got, []time.Duration{hostproc.CoarseTimers}) {
 		t.Errorf("a machine that has just started has timers with slack %v", got)
 	}
@@ -40,9 +36,7 @@ func TestTimersAreExactWhenUsed(t *testing.T) {
 // slack lists the different ones among a machine's threads.
 func slack(t *testing.T, m driver.Machine) (list []time.Duration) {
 	t.Helper()
-	var state struct{ PID int }
-	must(t, json.Unmarshal(m.Handle().State, &state))
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", state.PID))
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pidOf(t, m)))
 	must(t, err)
 	for _, thread := range threads {
 		raw, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
@@ -65,14 +59,6 @@ func TestMonotonicClockStandsStillInCheckpoints(t *testing.T) {
 	if !caps(t, l.driver(t)).SharedMemory {
 		t.Skip("gvisor: built without our patches, the clock jumps")
 	}
-	start := func(number int, from *driver.Checkpoint) driver.Machine {
-		spec := l.spec(t, fmt.Sprintf("conf-clock-%d", number), 234+number)
-		spec.From = from
-		m, err := l.driver(t).Start(t.Context(), spec)
-		must(t, err)
-		t.Cleanup(func() { must(t, m.Close(context.Background())) })
-		return m
-	}
 	monotonic := func(m driver.Machine) time.Duration {
 		text, err := drivertest.Open(m).Ask(t.Context(), "GET", "/monotonic", nil)
 		must(t, err)
@@ -80,7 +66,7 @@ func TestMonotonicClockStandsStillInCheckpoints(t *testing.T) {
 		must(t, err)
 		return time.Duration(ns)
 	}
-	m := start(1, nil)
+	m := l.start(t, "conf-clock-1", 235, nil)
 	asked := time.Now()
 	before := monotonic(m)
 	must(t, m.Freeze(t.Context()))
@@ -89,7 +75,7 @@ func TestMonotonicClockStandsStillInCheckpoints(t *testing.T) {
 	ran := time.Since(asked)
 	<-time.After(2 * time.Second) // far more than a clock may be wrong by
 	began := time.Now()
-	after := monotonic(start(2, c))
+	after := monotonic(l.start(t, "conf-clock-2", 236, c))
 	if ran += time.Since(began); after < before || after-before > ran {
 		t.Errorf("it went on by %s; the guest ran for %s at most", after-before, ran)
 	}

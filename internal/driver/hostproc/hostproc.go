@@ -1,7 +1,7 @@
 // Package hostproc is what a driver needs to keep the processes of its machines
 // apart on the host, and to find them again: a control group per machine, host
-// users that no other machine has, and the identity of a process that outlives
-// the one that started it.
+// users that no other machine has, the identity of a process that outlives
+// the one that started it, and how exact its timers are.
 package hostproc
 
 import (

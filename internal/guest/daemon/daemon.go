@@ -63,7 +63,7 @@ type Daemon struct {
 	conns   *connections
 	handler http.Handler
 	root    string // whose files an inventory lists
-	collector
+	garbage garbage
 
 	services http.Handler // behind the guards
 }

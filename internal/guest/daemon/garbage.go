@@ -13,17 +13,16 @@ import (
 // want of memory, and one that was unsealed does not begin before its sandbox has been used.
 
 const (
-	firstUse    = 2 * time.Second // after a seal was lifted
-	sealedBytes = 16 << 20        // by which a sealed daemon's memory may grow without one
-	firstBytes  = maxMessage      // and in its first use
+	firstUse  = 2 * time.Second // after a seal was lifted
+	heldBytes = maxMessage      // by which memory may grow without a collection
 )
 
 // HeapGrowth is by how many percent the daemon's heap may grow between two collections.
 const HeapGrowth = 50
 
-// collector is what a daemon that is sealed now and then does about garbage.
-type collector struct {
-	base int64       // bytes held when collections were put off; 0: they are not
+// garbage is what a daemon that is sealed now and then does about it.
+type garbage struct {
+	held bool        // collections are put off
 	due  *time.Timer // ends that
 }
 
@@ -33,35 +32,35 @@ func (d *Daemon) collect(sealed bool) {
 	if d.system == nil {
 		return // the process is not ours
 	}
-	c := &d.collector
-	if c.due != nil {
-		c.due.Stop()
+	g := &d.garbage
+	if g.due != nil {
+		g.due.Stop()
 	}
-	if c.base == 0 { // seals one after the other do not add up
+	if !g.held { // else the limit stays: seals one after the other do not add up
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		c.base = int64(m.Sys - m.HeapReleased)
+		debug.SetMemoryLimit(int64(m.Sys-m.HeapReleased) + heldBytes)
+		debug.SetGCPercent(-1)
+		g.held = true
 	}
-	debug.SetGCPercent(-1)
 	if sealed {
-		debug.SetMemoryLimit(c.base + sealedBytes)
 		return
 	}
-	debug.SetMemoryLimit(c.base + firstBytes)
-	c.due = time.AfterFunc(firstUse, func() {
+	g.due = time.AfterFunc(firstUse, func() {
 		d.state.initMu.Lock()
 		defer d.state.initMu.Unlock()
 		if !d.state.get().sealed {
-			c.base = 0
 			debug.SetGCPercent(HeapGrowth)
 			debug.SetMemoryLimit(math.MaxInt64)
+			g.held = false
 		}
 	})
 }
 
-// shrink gives memory back, so that a checkpoint does not carry it. That collects, too.
+// shrink gives memory back, so that a checkpoint does not carry it. That collects, too, so
+// that what is held from then on is less. The daemon is sealed.
 func (d *Daemon) shrink() {
 	debug.FreeOSMemory()
-	d.collector.base = 0
+	d.garbage.held = false
 	d.collect(true)
 }

@@ -48,7 +48,13 @@ func TestCollectorWaitsForUse(t *testing.T) {
 		if now := debug.SetMemoryLimit(-1); now != held {
 			t.Errorf("sealed after %d bytes of garbage: the limit was %d bytes and is %d", len(garbage), held, now)
 		}
+		d.shrink()
+		if now := debug.SetMemoryLimit(-1); now == held {
+			t.Error("a heap that was shrunk has the limit that it had before")
+		}
 	})
-	(&Daemon{state: newState(nil)}).collect(false)
-	expect("a process that is not the daemon's", -1, true)
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(math.MaxInt64)
+	(&Daemon{state: newState(nil)}).collect(true)
+	expect("a process that is not the daemon's", 100, false)
 }
