@@ -41,10 +41,11 @@ type Pool[M Member] struct {
 	retryAt  time.Time
 }
 
-// calm is how long nothing is made after a machine was taken, as long as the pool has more than
-// half of what it wants: the first thing that is asked of that machine would
-// compete for the processors with a restore.
-const calm = 500 * time.Millisecond
+// calm is how long nothing is made after a machine was taken, as long as the pool has half of what it
+// wants: what is asked of that machine first, a command or a cell, would compete for the processors with a
+// restore. A pool that has less waits less, so that starts which follow each other too closely to leave
+// a time to fill in do not empty it.
+const calm = 150 * time.Millisecond
 
 // sizeGuess is the memory of a pool's first machine, before one was measured.
 const sizeGuess = 128 << 20
@@ -52,7 +53,11 @@ const sizeGuess = 128 << 20
 // due is when the pool may be filled next, given when a machine was last taken
 // from any.
 func (p *Pool[M]) due(now, taken time.Time) time.Time {
-	if rested := taken.Add(calm); 2*(len(p.ready)+p.filling) > p.want(now) && rested.After(p.retryAt) {
+	wait, has, want := calm, 2*(len(p.ready)+p.filling), p.want(now)
+	if has < want {
+		wait = calm * time.Duration(has) / time.Duration(want)
+	}
+	if rested := taken.Add(wait); rested.After(p.retryAt) {
 		return rested
 	}
 	return p.retryAt

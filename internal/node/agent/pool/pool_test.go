@@ -134,3 +134,66 @@ func TestPoolsComeBeforeBlanks(t *testing.T) {
 		t.Errorf("after an eviction: next blank %t in %s", found, wait)
 	}
 }
+
+// TestStartsInARowLeaveTimeToFill: a pool whose machines are taken five times a second never runs dry, and
+// once it has what it wants, it is filled between the starts and not beside what they are asked first.
+func TestStartsInARowLeaveTimeToFill(t *testing.T) {
+	const every, restore, first = 200 * time.Millisecond, 45 * time.Millisecond, 100 * time.Millisecond
+	s := full(t, 4, 32)
+	fills := 0
+	for i := range 300 {
+		now := start.Add(time.Duration(i+1) * every)
+		s.Asked("x", now)
+		if _, found := s.Claim("x", small, now); !found {
+			t.Fatalf("start %d found none", i)
+		}
+		for at := now; at.Before(now.Add(every)); {
+			p, wait := s.Next(at, 1<<30)
+			if p == nil && wait == 0 {
+				break // it is full
+			}
+			if at = at.Add(wait); p == nil {
+				continue
+			}
+			if i > 100 && at.Before(now.Add(first)) {
+				t.Fatalf("start %d: a fill %s after it", i, at.Sub(now))
+			}
+			at = at.Add(restore)
+			fills++
+			s.Filled(p, &member{of: "x", size: 1})
+		}
+	}
+	if fills < 300 {
+		t.Errorf("%d fills for 300 starts", fills)
+	}
+}
+
+// TestTheEmptierTheSooner: a pool waits less after a start the fewer machines it has left, and not at all without any.
+func TestTheEmptierTheSooner(t *testing.T) {
+	s := full(t, 4, 4)
+	now := start.Add(time.Minute)
+	last := time.Hour
+	for ready := 3; ready >= 0; ready-- {
+		s.Claim("x", small, now)
+		p, wait := s.Next(now, 1<<30)
+		if (p != nil) != (ready == 0) || wait > last || ready == 1 && wait == last {
+			t.Errorf("%d of 4 ready: fills %t, wait %s after %s", ready, p != nil, wait, last)
+		}
+		last = wait
+	}
+}
+
+// full returns a set with one pool that has its floor.
+func full(t *testing.T, floor, ceiling int) *pool.Set[*member] {
+	t.Helper()
+	s := pool.New[*member](0)
+	s.Keep(base, warm("x"), pool.Bounds{Floor: floor, Ceiling: ceiling})
+	for range floor {
+		p, _ := s.Next(start, 1<<30)
+		if p == nil {
+			t.Fatal("nothing to fill")
+		}
+		s.Filled(p, &member{of: "x", size: 1})
+	}
+	return s
+}
