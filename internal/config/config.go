@@ -33,6 +33,7 @@ type Config struct {
 	Templates []Template `yaml:"templates" env:"-"`
 
 	BuiltinDrivers map[string]string `yaml:"builtin_drivers" env:"-"` // driver by built-in template; others get the node's
+	BuiltinPools   map[string]Pool   `yaml:"builtin_pools" env:"-"`   // pool by built-in template; others get the node's
 }
 
 // Log says what is logged and how.
@@ -110,20 +111,25 @@ type Network struct {
 // Template is one more template to make at start, from exactly one source.
 type Template struct {
 	Name    string            `yaml:"name"`
-	Debian  []string          `yaml:"debian,omitempty"`   // packages on top of the smallest Debian system
-	Tar     string            `yaml:"tar,omitempty"`      // root file system as a tarball
-	OCI     string            `yaml:"oci,omitempty"`      // OCI image layout directory
-	Start   string            `yaml:"start,omitempty"`    // command that runs before the warm checkpoint
-	Ready   string            `yaml:"ready,omitempty"`    // command that succeeds once Start is ready
-	Pool    *int              `yaml:"pool,omitempty"`     // as node.pool, for this template
-	PoolMax *int              `yaml:"pool_max,omitempty"` // as node.pool_max
-	Driver  string            `yaml:"driver,omitempty"`   // of its sandboxes, unless they ask for another; empty: the node's
+	Debian  []string          `yaml:"debian,omitempty"` // packages on top of the smallest Debian system
+	Tar     string            `yaml:"tar,omitempty"`    // root file system as a tarball
+	OCI     string            `yaml:"oci,omitempty"`    // OCI image layout directory
+	Start   string            `yaml:"start,omitempty"`  // command that runs before the warm checkpoint
+	Ready   string            `yaml:"ready,omitempty"`  // command that succeeds once Start is ready
+	Pool    Pool              `yaml:",inline"`
+	Driver  string            `yaml:"driver,omitempty"` // of its sandboxes, unless they ask for another; empty: the node's
 	VCPUs   int               `yaml:"vcpus,omitempty"`
 	Memory  int               `yaml:"memory_mib,omitempty"`
 	Disk    int               `yaml:"disk_mib,omitempty"`
 	Env     map[string]string `yaml:"env,omitempty"`
 	User    string            `yaml:"user,omitempty"`
 	Workdir string            `yaml:"workdir,omitempty"`
+}
+
+// Pool is how many machines of one template are kept ready; what is nil is as for the node.
+type Pool struct {
+	Min *int `yaml:"pool,omitempty"`     // as node.pool
+	Max *int `yaml:"pool_max,omitempty"` // as node.pool_max
 }
 
 // Default returns the configuration that holds where nothing else is said.
@@ -150,19 +156,30 @@ const maxPool = 1000
 // PoolBounds says how many machines of a template are kept ready, at least and
 // at most.
 func (c *Config) PoolBounds(template string) (floor, ceiling int) {
-	floor, ceiling = c.Node.Pool, c.Node.PoolMax
+	own := c.BuiltinPools[template]
 	for _, t := range c.Templates {
-		if t.Name != template {
-			continue
-		}
-		if t.Pool != nil {
-			floor = *t.Pool
-		}
-		if t.PoolMax != nil {
-			ceiling = *t.PoolMax
+		if t.Name == template {
+			own = t.Pool
 		}
 	}
+	floor, ceiling = c.Node.Pool, c.Node.PoolMax
+	if own.Min != nil {
+		floor = *own.Min
+	}
+	if own.Max != nil {
+		ceiling = *own.Max
+	}
 	return floor, max(floor, ceiling)
+}
+
+// validate names what is out of bounds under a key.
+func (p Pool) validate(key string) error {
+	for name, n := range map[string]*int{"pool": p.Min, "pool_max": p.Max} {
+		if n != nil && (*n < 0 || *n > maxPool) {
+			return invalid(key+"."+name, "%d must be between 0 and %d", *n, maxPool)
+		}
+	}
+	return nil
 }
 
 // nameRE is E2B's form of a template name.
@@ -270,6 +287,14 @@ func (c *Config) validateTemplates() error {
 	for _, n := range c.Builtin {
 		seen[n] = true
 	}
+	for name, p := range c.BuiltinPools {
+		if !seen[name] {
+			return invalid("builtin_pools", "%q is not in builtin", name)
+		}
+		if err := p.validate("builtin_pools." + name); err != nil {
+			return err
+		}
+	}
 	for _, t := range c.Templates {
 		if !nameRE().MatchString(t.Name) {
 			return invalid("templates.name", "%q must be 1 to 128 characters of [a-z0-9_-]", t.Name)
@@ -284,10 +309,8 @@ func (c *Config) validateTemplates() error {
 				sources++
 			}
 		}
-		for key, n := range map[string]*int{"pool": t.Pool, "pool_max": t.PoolMax} {
-			if n != nil && (*n < 0 || *n > maxPool) {
-				return invalid("templates."+t.Name+"."+key, "%d must be between 0 and %d", *n, maxPool)
-			}
+		if err := t.Pool.validate("templates." + t.Name); err != nil {
+			return err
 		}
 		if sources != 1 {
 			return invalid("templates."+t.Name, "needs exactly one of debian, tar, oci; it has %d", sources)

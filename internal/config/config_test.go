@@ -64,6 +64,10 @@ func TestRefusals(t *testing.T) {
 		{"template's driver", "templates: [{name: a, tar: /x, driver: magic}]", "", "templates.a.driver"},
 		{"built-in template's driver", "builtin_drivers: {base: magic}", "", "builtin_drivers.base"},
 		{"driver of no template", "builtin_drivers: {bass: gvisor}", "", `builtin_drivers: "bass" is not in builtin`},
+		{"built-in template's pool", "builtin_pools: {base: {pool: -1}}", "", "builtin_pools.base.pool: -1 must be between 0 and 1000"},
+		{"a built-in pool's unknown key", "builtin_pools: {base: {min: 1}}", "", "min"},
+		{"pool of no template", "builtin_pools: {bass: {pool: 1}}", "", `builtin_pools: "bass" is not in builtin`},
+		{"a template's pool", "templates: [{name: a, tar: /x, pool_max: 1001}]", "", "templates.a.pool_max"},
 		{"relative binary", "node: {qemu: {binary: qemu}}", "", "node.qemu.binary"},
 		{"relative kernel", "node: {vm: {kernel: vmlinux}}", "", "node.vm.kernel"},
 		{"not a bool", "", "HEARTH_NODE_QEMU_EMULATE=maybe", "neither true nor false"},
@@ -92,5 +96,26 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, err := Load("/nonexistent/hearth.yaml", nil, nil); hearth.KindOf(err) != hearth.NotFound {
 		t.Errorf("missing file: got %v", err)
+	}
+}
+
+func TestPoolBounds(t *testing.T) {
+	c, err := Load(write(t, `
+node: {pool: 3, pool_max: 9}
+builtin_pools: {base: {pool: 0, pool_max: 2}}
+templates:
+  - {name: a, tar: /x, pool: 12}
+  - {name: b, tar: /x, pool_max: 4}
+  - {name: c, tar: /x}
+`), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][2]int{
+		"base": {0, 2}, "code-interpreter-v1": {3, 9}, "a": {12, 12}, "b": {3, 4}, "c": {3, 9},
+	} {
+		if floor, ceiling := c.PoolBounds(name); [2]int{floor, ceiling} != want {
+			t.Errorf("%s: %d to %d, want %v", name, floor, ceiling, want)
+		}
 	}
 }

@@ -117,7 +117,7 @@ func TestPoolLeavesNewSandboxesAlone(t *testing.T) {
 		p.keep(4)
 		for range 3 {
 			p.start(p.a, p.restored())
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(50 * time.Millisecond)
 			synctest.Wait()
 			if n := p.a.Stats().Pooled; n >= 4 {
 				t.Fatalf("%d machines in the pool just after a start", n)

@@ -52,15 +52,15 @@ func (s *Set[M]) ClaimBlank(of Shape, now time.Time) (m M, found bool) {
 }
 
 // NextBlank chooses a shape of a pool's of which there are too few blanks, within memory and when
-// no pool lacks a machine, and counts one for it that FilledBlank or FailedBlank ends. While a machine has just been taken it
+// no pool lacks a machine that could be made for it, and counts one for it that FilledBlank or FailedBlank ends. While a machine has just been taken it
 // says how long to wait: who has it comes first.
 func (s *Set[M]) NextBlank(now time.Time, memory int64, able func(driver string) bool) (of Shape, b hearth.Build, wait time.Duration, found bool) {
-	for _, p := range s.pools {
-		if p.named && p.want(now) > len(p.ready)+p.filling {
+	held := s.Held()
+	for _, p := range s.pools { // one whose fills fail, or that has no room to grow, holds nobody off
+		if p.named && p.lacks(now) > 0 && !p.retryAt.After(now) && held+p.guess() <= memory {
 			return of, b, 0, false
 		}
 	}
-	held := s.Held()
 	for _, p := range s.pools {
 		shape := ShapeOf(p.Build, p.Warm, p.Build.Resources)
 		if !p.named || !p.Warm.Memory || !able(shape.Driver) {

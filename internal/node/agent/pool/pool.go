@@ -43,9 +43,9 @@ type Pool[M Member] struct {
 
 // calm is how long nothing is made after a machine was taken, as long as the pool has half of what it
 // wants: what is asked of that machine first, a command or a cell, would compete for the processors with a
-// restore. A pool that has less waits less, so that starts which follow each other too closely to leave
-// a time to fill in do not empty it.
-const calm = 150 * time.Millisecond
+// restore. It is little more than that takes, so that starts which follow each other leave a time to fill in.
+// A pool that has less waits less: starts that leave no such time do not empty it.
+const calm = 75 * time.Millisecond
 
 // sizeGuess is the memory of a pool's first machine, before one was measured.
 const sizeGuess = 128 << 20
@@ -62,6 +62,9 @@ func (p *Pool[M]) due(now, taken time.Time) time.Time {
 	}
 	return p.retryAt
 }
+
+// lacks says how many machines are missing of what the pool wants.
+func (p *Pool[M]) lacks(now time.Time) int { return p.want(now) - len(p.ready) - p.filling }
 
 // want is how many machines the pool should hold now: as many as the busiest
 // ten seconds of the last ten minutes took, within its bounds.
@@ -236,7 +239,7 @@ func (s *Set[M]) Filling() int {
 func (s *Set[M]) Next(now time.Time, memory int64) (next *Pool[M], wait time.Duration) {
 	most, held := 0, s.Held()
 	for _, p := range s.pools {
-		lacks := p.want(now) - len(p.ready) - p.filling
+		lacks := p.lacks(now)
 		if lacks <= 0 || held+p.guess() > memory {
 			continue
 		}

@@ -136,18 +136,23 @@ func TestPoolsComeBeforeBlanks(t *testing.T) {
 }
 
 // TestStartsInARowLeaveTimeToFill: a pool whose machines are taken five times a second never runs dry, and
-// once it has what it wants, it is filled between the starts and not beside what they are asked first.
+// once it has what it wants, it is filled between the starts: neither beside what they are asked first, nor
+// into the next.
 func TestStartsInARowLeaveTimeToFill(t *testing.T) {
-	const every, restore, first = 200 * time.Millisecond, 45 * time.Millisecond, 100 * time.Millisecond
+	const every, restore, first = 200 * time.Millisecond, 100 * time.Millisecond, 50 * time.Millisecond
 	s := full(t, 4, 32)
 	fills := 0
+	var busy time.Time // until then a fill is under way
 	for i := range 300 {
 		now := start.Add(time.Duration(i+1) * every)
 		s.Asked("x", now)
+		if i > 100 && busy.After(now) {
+			t.Fatalf("start %d: a fill goes on %s into it", i, busy.Sub(now))
+		}
 		if _, found := s.Claim("x", small, now); !found {
 			t.Fatalf("start %d found none", i)
 		}
-		for at := now; at.Before(now.Add(every)); {
+		for at := later(now, busy); at.Before(now.Add(every)); {
 			p, wait := s.Next(at, 1<<30)
 			if p == nil && wait == 0 {
 				break // it is full
@@ -159,6 +164,7 @@ func TestStartsInARowLeaveTimeToFill(t *testing.T) {
 				t.Fatalf("start %d: a fill %s after it", i, at.Sub(now))
 			}
 			at = at.Add(restore)
+			busy = at
 			fills++
 			s.Filled(p, &member{of: "x", size: 1})
 		}
@@ -166,6 +172,70 @@ func TestStartsInARowLeaveTimeToFill(t *testing.T) {
 	if fills < 300 {
 		t.Errorf("%d fills for 300 starts", fills)
 	}
+}
+
+// TestNoPoolStarvesBesideAnother: one that has a quarter of its floor comes to half of it, at least, however often
+// another's machines are taken, as long as there is any time between.
+func TestNoPoolStarvesBesideAnother(t *testing.T) {
+	for _, every := range []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 140 * time.Millisecond} {
+		const restore = 45 * time.Millisecond
+		s := full(t, 4, 32)
+		for range 3 {
+			s.Claim("x", small, start)
+		}
+		s.Keep(base, warm("y"), pool.Bounds{Floor: 4, Ceiling: 32})
+		busy := start
+		for i := range int(time.Minute / every) {
+			now := start.Add(time.Duration(i+1) * every)
+			s.Asked("y", now)
+			s.Claim("y", small, now)
+			for at := later(now, busy); at.Before(now.Add(every)); {
+				p, wait := s.Next(at, 1<<30)
+				if p == nil && wait == 0 {
+					break
+				}
+				if at = at.Add(wait); p == nil {
+					continue
+				}
+				at = at.Add(restore)
+				busy = at
+				s.Filled(p, &member{of: p.Warm.ID, size: 1})
+			}
+		}
+		if n := s.Ready(); n["x"] < 2 || n["y"] < 2 {
+			t.Errorf("starts every %s: %v ready", every, n)
+		}
+	}
+}
+
+// TestBlanksBesideAPoolThatCannotBeFilled: the tier behind the pools is made all the same.
+func TestBlanksBesideAPoolThatCannotBeFilled(t *testing.T) {
+	s := pool.New[*member](2)
+	s.Keep(base, warm("x"), pool.Bounds{Floor: 1, Ceiling: 1})
+	p, _ := s.Next(start, 1<<30)
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); !found {
+		t.Error("none while the last machine is being made")
+	}
+	s.Failed(p, start)
+	if _, _, _, found := s.NextBlank(start, 1<<30, all); !found {
+		t.Error("none while a fill that failed waits")
+	}
+	now := start.Add(time.Hour)
+	if _, _, _, found := s.NextBlank(now, 1<<30, all); found {
+		t.Error("one while a machine is wanted first")
+	}
+	s = pool.New[*member](2)
+	s.Keep(base, warm("x"), pool.Bounds{Floor: 9, Ceiling: 9})
+	if _, _, _, found := s.NextBlank(start, 32<<20, all); !found { // too little for a machine
+		t.Error("none where the pools have no room")
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // TestTheEmptierTheSooner: a pool waits less after a start the fewer machines it has left, and not at all without any.
