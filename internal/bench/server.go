@@ -263,8 +263,9 @@ func (s *server) ready() map[string]bool {
 	return ids
 }
 
-// settle waits until no machine is being made or taken down: the pools are as
-// full as they get. A sandbox that was killed counts as running for the moment in which
+// settle waits until no machine is being made or taken down and the pools hold at least what they
+// are to hold with nothing asked of them. One that has come to want more, after the creates before, may have put
+// a fill off. A sandbox that was killed counts as running for the moment in which
 // what it held is freed, behind its kill's answer. A server that never comes to rest is measured as it is.
 func (s *server) settle(ctx context.Context) {
 	want := (s.cfg.Node.Pool + s.cfg.Node.Blanks) * len(s.cfg.Builtin) // Pool is 0 when it is to be empty

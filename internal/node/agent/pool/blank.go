@@ -56,10 +56,8 @@ func (s *Set[M]) ClaimBlank(of Shape, now time.Time) (m M, found bool) {
 // says how long to wait: who has it comes first.
 func (s *Set[M]) NextBlank(now time.Time, memory int64, able func(driver string) bool) (of Shape, b hearth.Build, wait time.Duration, found bool) {
 	held := s.Held()
-	for _, p := range s.pools { // one whose fills fail, or that has no room to grow, holds nobody off
-		if p.named && p.lacks(now) > 0 && !p.retryAt.After(now) && held+p.guess() <= memory {
-			return of, b, 0, false
-		}
+	if s.hungry(now, memory-held) {
+		return of, b, 0, false
 	}
 	for _, p := range s.pools {
 		shape := ShapeOf(p.Build, p.Warm, p.Build.Resources)
@@ -86,6 +84,17 @@ func (s *Set[M]) NextBlank(now time.Time, memory int64, able func(driver string)
 		}
 	}
 	return of, b, wait, false
+}
+
+// hungry says whether a pool lacks a machine that could be made for it in so much memory. One whose fills fail,
+// or that has no room to grow, holds nobody off.
+func (s *Set[M]) hungry(now time.Time, room int64) bool {
+	for _, p := range s.pools {
+		if p.named && p.lacks(now) > 0 && !p.retryAt.After(now) && p.guess() <= room {
+			return true
+		}
+	}
+	return false
 }
 
 // FilledBlank ends a fill that brought a blank; false when none is wanted any more.

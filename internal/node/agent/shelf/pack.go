@@ -349,6 +349,10 @@ func (s *Shelf) ready(ctx context.Context, id hearth.SnapshotID, f hearth.File, 
 	if aerr != nil {
 		return "", aerr
 	}
+	if hearth.KindOf(errors.Unwrap(err)) != hearth.NotFound { // else it was only put away
+		s.packing.Log.Warn("a snapshot's file was damaged and has been made again from the archive; is the disk well?",
+			"snapshot", id, "file", f.Name, "err", err)
+	}
 	s.rebuilt(id)
 	return s.blobs.Path(ctx, f.Blob)
 }

@@ -32,6 +32,7 @@ type packed struct {
 	shelf *shelf.Shelf
 
 	archive blob.Archive
+	said    bytes.Buffer // its log
 }
 
 func newPackedShelf(t *testing.T, dir string, limit int64) *packed {
@@ -72,7 +73,7 @@ func (p *packed) open(packs blob.Store, limit int64, key []byte) {
 // with makes a shelf anew with another archive.
 func (p *packed) with(a blob.Archive, limit int64) {
 	p.archive = a
-	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: a, Cache: limit, Log: slog.New(slog.DiscardHandler)})
+	p.shelf = shelf.New(p.plain).WithArchive(shelf.Packing{Archive: a, Cache: limit, Log: slog.New(slog.NewTextHandler(&p.said, nil))})
 }
 
 // atOnce makes a shelf anew that packs what is put; wrap, if not nil, is around its
@@ -247,9 +248,16 @@ func TestDamageIsFoundOrHealed(t *testing.T) {
 	pages := blobtest.Noise(300_000, 1)
 	s1 := p.put("s1", "", pages)
 	p.tidy()
+	if _, err := p.lay("a", s1); err != nil || strings.Contains(p.said.String(), "made again") {
+		t.Fatalf("before any damage: %v, log %q", err, &p.said)
+	}
+	p.release("a")
 	flip(t, p.plain, "snapshots/s1/pages", string(pages[1000:1010]), "abcdefghij")
 	if got, err := p.lay("a", s1); err != nil || got != string(pages) {
 		t.Fatalf("after a bit flip in the plain file: %d bytes, %v", len(got), err)
+	}
+	if said := p.said.String(); strings.Count(said, "made again from the archive") != 1 || !strings.Contains(said, "snapshot=s1 file=pages") {
+		t.Errorf("log: %q", said)
 	}
 	p.release("a")
 
