@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +64,9 @@ func operations() []operation {
 			_, err := b.api.Rollback(ctx, b.sb.ID, b.kept)
 			return err
 		}, rollsBack},
+		{"rollback to a step", func(ctx context.Context, b *both) error { return b.back(ctx) }, rollsBack},
+		{"diff", func(ctx context.Context, b *both) error { return b.diff(ctx) }, 0},
+		{"request", func(ctx context.Context, b *both) error { return b.request(ctx) }, 0},
 		{"export", func(ctx context.Context, b *both) error { return b.api.Export(ctx, b.kept, io.Discard) }, 0},
 		{"timeout", func(ctx context.Context, b *both) error { return b.api.SetTimeout(ctx, b.sb.ID, time.Hour) }, 0},
 		{"kill", func(ctx context.Context, b *both) error { return b.api.Kill(ctx, b.sb.ID) }, kills},
@@ -97,10 +101,10 @@ func TestEveryPair(t *testing.T) {
 }
 
 // begin makes a sandbox in whose memory a process counts, perhaps with a history: then
-// a write is a step, too.
+// a write is a step, too, and a request resumes it.
 func begin(t *testing.T, s *server, api *client.Client, history bool) *both {
 	t.Helper()
-	o := client.CreateOptions{Timeout: time.Hour}
+	o := client.CreateOptions{Timeout: time.Hour, AutoResume: history}
 	if history {
 		o.History = -1
 	}
@@ -150,6 +154,40 @@ func (b *both) fork(ctx context.Context) error {
 		err = errors.Join(err, f.Sandbox.Kill(ctx))
 	}
 	return err
+}
+
+// back returns to the sandbox's newest step, if it has any.
+func (b *both) back(ctx context.Context) error {
+	h, err := b.api.History(ctx, b.sb.ID)
+	if err != nil || len(h.Steps) == 0 {
+		return err
+	}
+	_, err = b.api.RollbackTo(ctx, b.sb.ID, h.Steps[len(h.Steps)-1].Number)
+	return err
+}
+
+// diff compares the sandbox as it is now with what it was at first.
+func (b *both) diff(ctx context.Context) error {
+	snap, err := b.api.Snapshot(ctx, b.sb.ID, "")
+	if err != nil {
+		return err
+	}
+	_, err = b.api.Diff(ctx, b.kept, snap.ID, 10)
+	return errors.Join(err, b.api.DeleteSnapshot(ctx, snap.ID))
+}
+
+// request is traffic: it resumes a sandbox that is paused, where that was asked for. A client must
+// get an answer, whatever it is, and no server's error but that the sandbox does not answer.
+func (b *both) request(ctx context.Context) error {
+	resp, err := b.sb.Request(ctx, http.MethodGet, 49983, "/health", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusInternalServerError {
+		return fmt.Errorf("request: %s", resp.Status)
+	}
+	return nil
 }
 
 // pair does both, and looks at what is left.
