@@ -283,6 +283,40 @@ func TestStepsAreThinned(t *testing.T) {
 	})
 }
 
+// TestWhatWasGoneBackToIsKept: what a rollback left behind goes before what the sandbox
+// comes from, however old that is.
+func TestWhatWasGoneBackToIsKept(t *testing.T) {
+	const mib = 1 << 20
+	inHistory(t, 100*mib, func(t *testing.T, w *world, p *process, id hearth.SandboxID) {
+		steps := func(n int, bytes int64) {
+			t.Helper()
+			w.set(func() { w.bytes = bytes })
+			for range n {
+				if err := p.Step(t.Context(), id, "ls"); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		steps(3, mib)
+		steps(3, 40*mib)
+		sameWords(t, told(t, p, id), "1<0 ls", "2<1 ls", "3<2 ls", "5<3 ls", "6<5 ls")
+		if _, err := p.RollbackTo(t.Context(), "t1", id, 3); err != nil {
+			t.Fatal(err)
+		}
+		steps(1, 30*mib)
+		sameWords(t, told(t, p, id), "1<0 ls", "2<1 ls", "3<2 ls", "6<3 ls", "7<3 ls")
+		if err := p.Pause(t.Context(), "t1", id); err != nil { // the line goes through what a pause leaves
+			t.Fatal(err)
+		}
+		if _, _, err := p.Connect(t.Context(), "t1", id, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		steps(1, 30*mib)
+		sameWords(t, told(t, p, id), "1<0 ls", "2<1 ls", "3<2 ls", "7<3 ls", "8<7 ls")
+	})
+}
+
 // TestStepsArePackedBeforeTheyGo: what does not fit as plain files may as packed
 // ones; what cannot be packed counts as it is. Nothing is packed in haste that fits.
 func TestStepsArePackedBeforeTheyGo(t *testing.T) {

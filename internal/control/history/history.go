@@ -224,9 +224,10 @@ func live(s *hearth.Snapshot) bool {
 
 // weighed turns rows into what thinning looks at.
 func (k *Keeper) weighed(ctx context.Context, all []*hearth.Snapshot, head hearth.SnapshotID) (steps []Step, err error) {
+	line := before(head, all)
 	for _, s := range all {
 		if live(s) {
-			steps = append(steps, Step{ID: s.ID, Number: s.Step, Gap: s.Status == hearth.SnapshotFailed, Pinned: s.ID == head})
+			steps = append(steps, Step{ID: s.ID, Number: s.Step, Gap: s.Status == hearth.SnapshotFailed, Pinned: s.ID == head, Line: line[s.ID]})
 		}
 	}
 	of, err := k.deps.Shelf.Objects(ctx, whole(steps))
@@ -234,6 +235,19 @@ func (k *Keeper) weighed(ctx context.Context, all []*hearth.Snapshot, head heart
 		steps[i].Objects = of[s.ID]
 	}
 	return steps, err
+}
+
+// before is a snapshot and those that it comes from, as far as they are among all.
+func before(id hearth.SnapshotID, all []*hearth.Snapshot) map[hearth.SnapshotID]bool {
+	after := map[hearth.SnapshotID]hearth.SnapshotID{}
+	for _, s := range all {
+		after[s.ID] = s.After
+	}
+	line := map[hearth.SnapshotID]bool{}
+	for there := true; there && !line[id]; id, there = after[id] {
+		line[id] = true
+	}
+	return line
 }
 
 // whole names the steps that can be gone back to.
