@@ -237,7 +237,7 @@ func (a *App) openNode(ctx context.Context) error {
 		PoolMemory: int64(a.cfg.Node.PoolMiB) << 20, PoolCeiling: 1000, // of a template: config.PoolBounds
 		Blanks: a.cfg.Node.Blanks,
 	}, agent.Deps{
-		Drivers: byName, Network: a.faults.network(a.network), Blobs: a.blobs, Shelf: a.shelf, Log: a.opts.Log,
+		Drivers: byName, Network: a.faults.network(a.network), Shelf: a.shelf, Log: a.opts.Log,
 		Guest: func(dial agent.Dialer, secret string) agent.Guest {
 			return a.faults.guest(nodeGuest{agentclient.New(dial, secret)})
 		},

@@ -26,7 +26,6 @@ import (
 	"sync"
 	"time"
 
-	"hearth/internal/blob"
 	"hearth/internal/driver"
 	"hearth/internal/guest"
 	"hearth/internal/hearth"
@@ -118,8 +117,7 @@ type Guest interface {
 type Deps struct {
 	Drivers map[string]driver.Driver // by name
 	Network Network
-	Blobs   blob.Local   // has the layers
-	Shelf   *shelf.Shelf // nobody else holds anything on it
+	Shelf   *shelf.Shelf // has the layers, too; nobody else holds anything on it
 	Guest   func(dial Dialer, control string) Guest
 
 	Memory func() (Memory, error) // of the host; default: /proc/meminfo

@@ -54,19 +54,6 @@ func (a *Agent) offers() []string {
 	return list
 }
 
-// layers returns the files of a build's layers.
-func (a *Agent) layers(ctx context.Context, b *hearth.Build) ([]string, error) {
-	paths := make([]string, 0, len(b.Layers))
-	for _, key := range b.Layers {
-		p, err := a.deps.Blobs.Path(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		paths = append(paths, p)
-	}
-	return paths, nil
-}
-
 // checkpoint makes a snapshot usable by a driver, in a directory of the
 // machine's. Both stay until the machine is taken down.
 func (a *Agent) checkpoint(ctx context.Context, mc *machine, s *hearth.Snapshot) (*driver.Checkpoint, error) {

@@ -331,7 +331,7 @@ func (a *Agent) bring(ctx context.Context, d driver.Driver, mc *machine, p plan)
 	}
 	return a.steps(ctx, mc, []stage{
 		{"files", func() (err error) {
-			if spec.Layers, err = a.layers(ctx, p.build); err == nil {
+			if spec.Layers, err = a.shelf.Layers(ctx, p.build.Layers); err == nil {
 				spec.From, err = a.checkpoint(ctx, mc, p.restore)
 			}
 			return err

@@ -47,6 +47,7 @@ type world struct {
 
 	wrap    func(driver.Driver) driver.Driver // what agents get for the driver of host; nil: the driver
 	archive blob.Archive                      // of a shelf; nil: none
+	layers  []string                          // of the build that requests name: their keys
 	cache   int64                             // bytes of plain files that a shelf with an archive keeps beside those in use
 
 	newest *agent.Agent
@@ -140,7 +141,7 @@ func (w *world) agent(cfg agent.Config) *agent.Agent {
 	}
 	return agent.New(cfg, agent.Deps{
 		Drivers: drivers,
-		Network: w.slots, Blobs: w.blobs, Shelf: w.shelf, Memory: w.memory,
+		Network: w.slots, Shelf: w.shelf, Memory: w.memory,
 		Guest: func(dial agent.Dialer, control string) agent.Guest {
 			return &tapped{w: w, Client: &nodetest.Client{Dial: nodetest.Dial(dial), Control: control}}
 		},
@@ -159,7 +160,7 @@ func (w *world) open(cfg agent.Config) *agent.Agent {
 }
 
 func (w *world) request() node.StartRequest {
-	build := hearth.Build{ID: "build-1", Resources: small, Env: map[string]string{"A": "build"}}
+	build := hearth.Build{ID: "build-1", Resources: small, Layers: w.layers, Env: map[string]string{"A": "build"}}
 	return node.StartRequest{
 		Build: build, Token: "token-" + string(hearth.NewSandboxID()),
 		Sandbox: hearth.Sandbox{ID: hearth.NewSandboxID(), Build: build.ID, Resources: small, Generation: 1, Env: map[string]string{"B": "sandbox"}},

@@ -24,3 +24,9 @@ func Parse(raw []byte, id hearth.SnapshotID) (*hearth.Snapshot, error) {
 	}
 	return &m.Snapshot, nil
 }
+
+// Reading is as if a file were being verified, until done is called.
+func Reading(s *Shelf) (done func()) {
+	s.proofs.reading <- struct{}{}
+	return func() { <-s.proofs.reading }
+}

@@ -67,28 +67,35 @@ func (p *proofs) verify(ctx context.Context, id hearth.SnapshotID, f hearth.File
 			"snapshot %s is damaged: its file %s has %d bytes, not %d; it was not started", id, f.Name, info.Size(), f.Bytes)
 	}
 	now := prove(f, info)
+	intact, err := p.intact(ctx, now, file)
+	if err == nil && !intact {
+		err = hearth.Errorf(hearth.FailedPrecondition,
+			"snapshot %s is damaged: its file %s is not what was written; it was not started", id, f.Name)
+	}
+	return DiskError(err, "a snapshot's file cannot be read")
+}
+
+// intact reports whether a file's content has the SHA-256 that now says, by which
+// it is remembered. Who asks for the same file meanwhile waits, and does not read it.
+func (p *proofs) intact(ctx context.Context, now proof, file string) (bool, error) {
 	if p.trusted(now) {
-		return nil
+		return true, nil
 	}
 	select {
 	case p.reading <- struct{}{}:
 		defer func() { <-p.reading }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 	if p.trusted(now) {
-		return nil
+		return true, nil
 	}
 	got, _, err := digest(ctx, file)
-	if err != nil {
-		return err
-	}
-	if got != f.SHA256 {
-		return hearth.Errorf(hearth.FailedPrecondition,
-			"snapshot %s is damaged: its file %s is not what was written; it was not started", id, f.Name)
+	if err != nil || got != now.file.SHA256 {
+		return false, err // not remembered: it may be put right and look the same
 	}
 	p.trust(now)
-	return nil
+	return true, nil
 }
 
 func (p *proofs) trusted(now proof) bool {
@@ -116,12 +123,12 @@ func (p *proofs) forget(key string) {
 func digest(ctx context.Context, path string) (string, int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", 0, DiskError(err, "a snapshot's file cannot be read")
+		return "", 0, err
 	}
 	h := sha256.New()
 	n, err := io.CopyBuffer(h, &untilDone{ctx, f}, make([]byte, 1<<20))
 	if err := errors.Join(err, f.Close()); err != nil {
-		return "", 0, DiskError(err, "a snapshot's file cannot be read")
+		return "", 0, err
 	}
 	return hex.EncodeToString(h.Sum(nil)), n, nil
 }

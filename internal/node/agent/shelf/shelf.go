@@ -1,5 +1,5 @@
 // Package shelf keeps snapshots as blobs, each whole or not there at all, and
-// gives them back to drivers only after it has verified them.
+// gives them back to drivers only after it has verified them; layers as well.
 //
 // A snapshot is the blobs below snapshots/ID/: the driver's files and, written
 // last and removed first, manifest.json. So whoever finds the manifest finds
@@ -187,7 +187,7 @@ func (s *Shelf) take(ctx context.Context, id hearth.SnapshotID, dir, name string
 	file := filepath.Join(dir, name)
 	sum, n, err := digest(ctx, file)
 	if err != nil {
-		return hearth.File{}, err
+		return hearth.File{}, DiskError(err, "a snapshot's file cannot be read")
 	}
 	f := hearth.File{Name: name, Blob: prefix(id) + name, Bytes: n, Stored: stored(file, n), SHA256: sum}
 	if err := s.blobs.Adopt(ctx, f.Blob, file); err != nil {

@@ -204,11 +204,15 @@ func (in *importer) Begin(_ context.Context, c *parcel.Contents) error {
 // before it is a blob.
 func (in *importer) Take(ctx context.Context, b parcel.Blob, r io.Reader) error {
 	if b.Layer {
-		_, err := in.s.blobs.Stat(ctx, layerPrefix+b.SHA256)
+		key := layerPrefix + b.SHA256
+		_, err := in.s.blobs.Stat(ctx, key)
 		if hearth.KindOf(err) != hearth.NotFound {
 			return err // there already, or unknown
 		}
-		return in.s.blobs.Put(ctx, layerPrefix+b.SHA256, r, b.Bytes)
+		if err := in.s.blobs.Put(ctx, key, r, b.Bytes); err != nil {
+			return err
+		}
+		return in.s.proofs.written(ctx, in.s.blobs, layerFile(key, b.Bytes))
 	}
 	f, err := os.CreateTemp(in.as.Tmp, "import-")
 	if err != nil {
