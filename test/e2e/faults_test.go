@@ -317,6 +317,49 @@ func TestDamagedSnapshot(t *testing.T) {
 	}
 }
 
+// TestDamagedLayer flips a bit in a template's layer, and cuts it short, while no
+// server runs: the next one starts no machine on it, be it a sandbox's or one of a
+// pool, and says why; and it does when the file is whole again.
+func TestDamagedLayer(t *testing.T) {
+	s := newBaseServer(t)
+	layers, err := filepath.Glob(filepath.Join(s.data, "blobs", "objects", "layers+*"))
+	must(t, err)
+	if len(layers) != 1 {
+		t.Fatalf("layers: %q", layers)
+	}
+	path := layers[0]
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	down := func() {
+		t.Helper()
+		if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil {
+			t.Fatalf("down: %v\n%s", err, out)
+		}
+	}
+	aside := filepath.Join(t.TempDir(), "whole")
+	must(t, os.WriteFile(aside, raw, 0o400))
+	raw[len(raw)/2] ^= 0x10
+	for what, damaged := range map[string][]byte{"a flipped bit": raw, "half": raw[:len(raw)/2]} {
+		down()
+		must(t, os.Remove(path)) // not written to: the cache of images, which tests share, may be a link to it
+		must(t, os.WriteFile(path, damaged, 0o400))
+		s.up(t)
+		_, err := s.client(t).Create(t.Context(), client.CreateOptions{})
+		if e, ok := errors.AsType[*client.Error](err); !ok || e.Status/100 == 2 ||
+			!strings.Contains(e.Message, strings.Replace(filepath.Base(path), "+", "/", 1)+" is damaged") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if m := s.machines(); len(m) > 0 {
+			t.Errorf("%s: machines %q run", what, m)
+		}
+	}
+	whole, err := os.ReadFile(aside)
+	must(t, err)
+	must(t, os.Remove(path))
+	must(t, os.WriteFile(path, whole, 0o400)) // beneath the server
+	answers(t, s.sandbox(t, client.CreateOptions{}))
+}
+
 // roomy is more than a server asks for; a tmpfs uses no memory for what is free.
 const roomy = "size=6g"
 
