@@ -57,9 +57,13 @@ type blobs interface {
 	List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error]
 }
 
-// shelf removes the files of a snapshot; a missing one is not an error.
+// shelf keeps snapshots, and says what of them and of layers is whole.
 type shelf interface {
+	// Remove deletes a snapshot's files; missing ones are not an error.
 	Remove(ctx context.Context, id hearth.SnapshotID) error
+
+	// Layers reports by a FailedPrecondition that a layer is damaged or gone.
+	Layers(ctx context.Context, keys []string) (files []string, err error)
 
 	// Readable reports by an error that not all of a snapshot is there.
 	Readable(ctx context.Context, id hearth.SnapshotID) error

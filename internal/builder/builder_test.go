@@ -181,6 +181,25 @@ func (s shelfOf) Readable(ctx context.Context, id hearth.SnapshotID) error {
 	return err
 }
 
+// Layers compares a file with its name, as maker gives both.
+func (s shelfOf) Layers(ctx context.Context, keys []string) (files []string, err error) {
+	for _, key := range keys {
+		file, err := s.blobs.Path(ctx, key)
+		if err != nil {
+			return nil, hearth.Wrap(hearth.FailedPrecondition, err, "layer %s is damaged", key)
+		}
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if key != layerPrefix+fmt.Sprintf("%064s", content) {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "layer %s is damaged", key)
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
+
 type rig struct {
 	*Builder
 	node  *scripted
@@ -309,6 +328,12 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{name: "layer damaged, and another daemon", makes: 2, starts: 2, deps: func(d *Deps) { d.Daemon = "d2" },
+			before: func(t *testing.T, r *rig, b *hearth.Build) {
+				if err := errors.Join(r.blobs.Delete(t.Context(), b.Layers[0]), r.blobs.Put(t.Context(), b.Layers[0], strings.NewReader("img0"), 4)); err != nil {
+					t.Fatal(err)
+				}
+			}},
 		{name: "nothing: the snapshot is packed only", makes: 1, starts: 1, before: func(t *testing.T, r *rig, b *hearth.Build) {
 			at := "snapshots/" + string(b.Warm["fake"])
 			if err := errors.Join(r.blobs.Put(t.Context(), at+"/packed", strings.NewReader(""), 0), r.blobs.Delete(t.Context(), at+"/pages")); err != nil {
@@ -345,6 +370,9 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 			}
 			if r.maker.n != tc.makes || r.node.starts != tc.starts {
 				t.Errorf("%d images and %d starts, want %d and %d", r.maker.n, r.node.starts, tc.makes, tc.starts)
+			}
+			if b.damaged(t.Context(), second.Layers[0]) {
+				t.Errorf("its layer %s is damaged", second.Layers[0])
 			}
 			if tpl, _, err := r.rows.ResolveTemplate(t.Context(), team, "web"); err != nil || tpl.Build != second.ID {
 				t.Errorf("the template points at %v, %v", tpl, err)

@@ -78,17 +78,28 @@ func (b *Builder) rootfs(ctx context.Context, j *job) (string, error) {
 		return "", err
 	}
 	key := layerPrefix + img.SHA256
+	if b.damaged(ctx, key) { // Adopt leaves what is there alone
+		if err := b.deps.Blobs.Delete(ctx, key); err != nil {
+			return "", err
+		}
+	}
 	return key, b.deps.Blobs.Adopt(ctx, key, img.Path)
 }
 
-// reuse finds a layer of the same image in an earlier build of the template.
+// damaged says whether a layer is not there, or not as it was written.
+func (b *Builder) damaged(ctx context.Context, key string) bool {
+	_, err := b.deps.Shelf.Layers(ctx, []string{key})
+	return hearth.KindOf(err) == hearth.FailedPrecondition && err != nil
+}
+
+// reuse finds a layer of the same image, undamaged, in an earlier build of the template.
 func (b *Builder) reuse(ctx context.Context, j *job) string {
 	list, err := b.deps.Rows.ListBuilds(ctx, j.build.Template)
 	if err != nil {
 		return "" // making it anew is always right
 	}
 	for _, old := range list {
-		if old.Status == hearth.BuildReady && strings.HasPrefix(old.Source, j.image+"-") && len(old.Layers) == 1 && b.present(ctx, old.Layers) {
+		if old.Status == hearth.BuildReady && strings.HasPrefix(old.Source, j.image+"-") && len(old.Layers) == 1 && !b.damaged(ctx, old.Layers[0]) {
 			return old.Layers[0]
 		}
 	}
