@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -129,7 +130,7 @@ func (s *sandboxListCmd) Run(in *invocation) error {
 		for k, v := range i.Metadata {
 			meta = append(meta, k+"="+v)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, i.Name, i.State,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(i.Name, i.Template), i.State,
 			i.StartedAt.Local().Format(time.DateTime), i.EndAt.Local().Format(time.DateTime), i.Driver, i.Isolation, strings.Join(meta, " "))
 	}
 	return w.Flush()
