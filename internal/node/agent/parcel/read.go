@@ -51,7 +51,7 @@ func Read(ctx context.Context, r io.Reader, limit int64, to Taker) (*Contents, e
 		if err := next(t, nameOf(b.SHA256), b.Bytes); err != nil {
 			return nil, err
 		}
-		v := newVerified(ctx, t, b)
+		v := newVerified(ctx, strange{t}, b)
 		if err := to.Take(ctx, b, v); err != nil {
 			return nil, broken(err)
 		}
@@ -132,6 +132,19 @@ func next(t *tar.Reader, name string, size int64) error {
 		return hearth.Errorf(hearth.InvalidArgument, "the file has an entry %.80q of %d bytes where %q of %d must be", h.Name, h.Size, name, size)
 	}
 	return nil
+}
+
+// strange is a stranger's file. Its errors have their kind here already: a taker
+// could not tell them from those of the disk that it writes to.
+type strange struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (s strange) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err == io.EOF {
+		return n, err
+	}
+	return n, broken(err)
 }
 
 // broken gives what reading a stranger's file fails with its kind.

@@ -254,7 +254,7 @@ func sparse(f *os.File, r io.Reader, size int64) error {
 			}
 		}
 		at += int64(n)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if err == io.EOF || err == io.ErrUnexpectedEOF { // ReadFull's; what r fails with may wrap them
 			return nil
 		}
 		if err != nil {

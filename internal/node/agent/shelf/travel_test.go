@@ -228,6 +228,64 @@ func TestHostileArrivals(t *testing.T) {
 	}
 }
 
+// TestDamagedArrivals: wherever a bit is flipped or the file ends, it is the file that
+// is wrong, not this server, and nothing of it stays: neither a snapshot nor a file on
+// the way to one. The layer and the state are longer than what is decompressed at once.
+func TestDamagedArrivals(t *testing.T) {
+	from := newTraveller(t)
+	layer := blobtest.NewSource(t, blobtest.Noise(300_000, 9))
+	from.build.Layers = []string{"layers/" + layer.SHA256}
+	if err := from.plain.Adopt(t.Context(), from.build.Layers[0], layer.Path); err != nil {
+		t.Fatal(err)
+	}
+	big, err := from.shelf.Put(t.Context(), "o", hearth.Snapshot{ID: "big"}, checkpoint(t, map[string]string{"state": string(blobtest.Noise(300_000, 8))}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	from.list[2] = big
+	raw := from.export()
+	to := newPackedShelf(t, blobtest.TempDir(t), 0)
+	for at := range len(raw) {
+		if at%20_011 != 0 && at > 20 && at < len(raw)-200 {
+			continue
+		}
+		flipped := bytes.Clone(raw)
+		flipped[at] ^= 1
+		for what, b := range map[string][]byte{"flipped": flipped, "cut": raw[:at]} {
+			as := shelf.Arrival{ID: hearth.NewSnapshotID(), Owner: "guest", Limit: 1 << 20, Tmp: blobtest.TempDir(t)}
+			_, _, err := to.shelf.Import(t.Context(), as, bytes.NewReader(b))
+			switch {
+			case err == nil && bytes.Equal(unpacked(t, b), unpacked(t, raw)): // other bits that say the same
+				if err := to.shelf.Remove(t.Context(), as.ID); err != nil {
+					t.Fatal(err)
+				}
+			case hearth.KindOf(err) != hearth.InvalidArgument:
+				t.Errorf("%s at %d of %d: %v", what, at, len(raw), err)
+			}
+			if left, err := os.ReadDir(as.Tmp); err != nil || len(left) > 0 {
+				t.Errorf("%s at %d of %d leaves %v: %v", what, at, len(raw), left, err)
+			}
+		}
+	}
+	for info := range to.plain.List(t.Context(), "snapshots/") {
+		t.Errorf("left: %s", info.Key)
+	}
+}
+
+func unpacked(t *testing.T, raw []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	b, err := z.DecodeAll(raw, nil)
+	if err != nil {
+		t.Error(err)
+	}
+	return b
+}
+
 // TestExportIsVerified: what is damaged here does not pass for a snapshot there.
 func TestExportIsVerified(t *testing.T) {
 	from := newTraveller(t)
