@@ -100,6 +100,28 @@ func TestFailedPauseRunsOn(t *testing.T) {
 	}
 }
 
+// TestCallsOfWhatIsGone: whoever asks for a sandbox while another one ends it is told
+// that it has ended, in words that are his.
+func TestCallsOfWhatIsGone(t *testing.T) {
+	w := newWorld(t)
+	a := w.open(agent.Config{})
+	defer w.shutdown(a)
+	for name, call := range map[string]func() error{
+		"pause": func() error {
+			_, err := a.Pause(t.Context(), "gone", node.PauseRequest{Into: hearth.NewSnapshotID()})
+			return err
+		},
+		"snapshot": func() error {
+			_, err := a.Snapshot(t.Context(), "gone", node.SnapshotRequest{Into: hearth.NewSnapshotID()})
+			return err
+		},
+	} {
+		if err := call(); hearth.KindOf(err) != hearth.NotFound || hearth.Shown(err) != "sandbox gone was not found, or has ended" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestStoppedDaemon: root inside can stop the daemon. A pause then fails once,
 // with an error that nobody repeats by himself, and a stop waits for neither the
 // pause nor for taking it back.

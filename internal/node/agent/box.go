@@ -171,7 +171,7 @@ func (a *Agent) Update(ctx context.Context, id hearth.SandboxID, network hearth.
 }
 
 func notFound(id hearth.SandboxID) error {
-	return hearth.Errorf(hearth.NotFound, "sandbox %s is not on this node", id)
+	return hearth.Errorf(hearth.NotFound, "sandbox %s was not found, or has ended", id)
 }
 
 // awake returns a sandbox's box when its machine runs, and waits while it stands
