@@ -124,10 +124,7 @@ func (c *Code) Run(ctx context.Context, code string, o CodeOptions) (*Execution,
 			return out, err
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("the execution's stream ended early: %w", io.ErrUnexpectedEOF)
+	return nil, endOf(lines.Err())
 }
 
 // take adds one line of the stream; end says that it was the last.

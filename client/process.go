@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -50,10 +51,14 @@ func (s connectStream) next() (*guestv1.ProcessEvent, error) {
 	return s.Msg().GetEvent(), nil
 }
 
+// ErrCut is what a stream fails with whose connection ended before it did: nobody is
+// left to say why.
+var ErrCut = errors.New("the connection ended before the command did: the sandbox was paused, rolled back or ended, or the server stopped")
+
 // endOf is the error of a stream that ended; without one, it ended too early.
 func endOf(err error) error {
-	if err == nil {
-		return io.ErrUnexpectedEOF
+	if err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+		return ErrCut
 	}
 	return fromRPC(err)
 }

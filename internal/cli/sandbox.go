@@ -331,6 +331,9 @@ func remote(err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, client.ErrCut) {
+		return hearth.Errorf(hearth.Unavailable, "%s", client.ErrCut)
+	}
 	e, ok := errors.AsType[*client.Error](err)
 	if !ok {
 		return hearth.Wrap(hearth.Unavailable, err, "the server cannot be reached")

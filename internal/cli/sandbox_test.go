@@ -21,6 +21,9 @@ func answers(t *testing.T, routes map[string]string) *[]string {
 		_, _ = body.ReadFrom(r.Body)
 		asked = append(asked, r.Method+" "+r.URL.Path+" "+body.String())
 		answer, ok := routes[r.Method+" "+r.URL.Path]
+		if strings.HasPrefix(r.URL.Path, "/process.") {
+			w.Header().Set("Content-Type", "application/connect+proto")
+		}
 		if !ok {
 			http.Error(w, `{"code":404,"message":"no such thing"}`, http.StatusNotFound)
 			return
@@ -57,6 +60,25 @@ func TestExecLeavesPausedSandboxesPaused(t *testing.T) {
 		if strings.Contains(a, "connect") {
 			t.Errorf("the sandbox was connected to: %s", a)
 		}
+	}
+}
+
+// TestExecSaysThatItWasCut: a connection that ends within the output, or between two
+// pieces of it, is told in plain words.
+func TestExecSaysThatItWasCut(t *testing.T) {
+	for name, answer := range map[string]string{"within a message": "\x00\x00\x00\x00\x09{", "within a header": "\x00\x00", "between messages": "", "broken": "\x00\x00\x00\x00\x02]["} {
+		t.Run(name, func(t *testing.T) {
+			answers(t, map[string]string{
+				"GET /sandboxes/i1":             `{"sandboxID":"i1","state":"running"}`,
+				"POST /v2/sandboxes/i1/connect": `{"sandboxID":"i1","templateID":"t"}`,
+				"POST /process.Process/Start":   answer,
+			})
+			code, _, complaint := run("sandbox", "exec", "i1", "true")
+			cut := strings.Contains(complaint, "hearth: the connection ended before the command did")
+			if code == 0 || cut != (name != "broken") || strings.Contains(complaint, "EOF") {
+				t.Errorf("%d %s", code, complaint)
+			}
+		})
 	}
 }
 
