@@ -49,6 +49,13 @@ type Info struct {
 	DiskMiB   int               `json:"diskSizeMB"`
 	Driver    string            `json:"driver"`    // isolation technology that it runs on
 	Isolation string            `json:"isolation"` // what that puts between the sandbox and the host, in words
+	Lifecycle Lifecycle         `json:"lifecycle"` // Info alone has it
+}
+
+// Lifecycle is what happens to a sandbox by itself.
+type Lifecycle struct {
+	AutoResume bool   `json:"autoResume"` // traffic resumes it when paused
+	OnTimeout  string `json:"onTimeout"`  // kill or pause
 }
 
 // Metric is one sample of what a sandbox used. Memory and disk in bytes.

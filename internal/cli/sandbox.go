@@ -196,8 +196,8 @@ func shellWord(w string) string {
 }
 
 // sandbox connects to a sandbox that runs and leaves its end where it is, but for
-// its last second. A paused one is not resumed: it would live on for no longer than the
-// command takes.
+// its last second. A paused one is resumed as its traffic would do it, with the life
+// that it was created with; where traffic does not, its user has to say so.
 func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	c, err := d.server(in)
 	if err != nil {
@@ -207,10 +207,14 @@ func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	if err != nil {
 		return nil, remote(err)
 	}
+	life := max(time.Second, time.Until(info.EndAt)-time.Second)
 	if info.State == "paused" {
+		life = max(time.Second, time.Duration(info.Timeout)*time.Second)
+	}
+	if info.State == "paused" && !info.Lifecycle.AutoResume {
 		return nil, hearth.Errorf(hearth.FailedPrecondition, "sandbox %s is paused; let it go on with `hearth sandbox resume %s`", info.ID, info.ID)
 	}
-	sb, err := c.Connect(in.ctx, id, max(time.Second, time.Until(info.EndAt)-time.Second))
+	sb, err := c.Connect(in.ctx, id, life)
 	return sb, remote(err)
 }
 

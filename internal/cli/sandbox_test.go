@@ -63,6 +63,21 @@ func TestExecLeavesPausedSandboxesPaused(t *testing.T) {
 	}
 }
 
+// TestExecResumesWhereTrafficDoes: the command is traffic, and gives a paused sandbox
+// the life that it was created with.
+func TestExecResumesWhereTrafficDoes(t *testing.T) {
+	for _, verb := range [][]string{{"exec", "i1", "true"}, {"code", "i1", "1"}} {
+		asked := answers(t, map[string]string{
+			"GET /sandboxes/i1":             `{"sandboxID":"i1","state":"paused","timeout":7200,"lifecycle":{"autoResume":true,"onTimeout":"pause"}}`,
+			"POST /v2/sandboxes/i1/connect": `{"sandboxID":"i1","templateID":"t"}`,
+		})
+		run(append([]string{"sandbox"}, verb...)...)
+		if got := strings.Join(*asked, "\n"); !strings.Contains(got, `connect {"timeout":7200}`) {
+			t.Errorf("%s asked for:\n%s", verb[0], got)
+		}
+	}
+}
+
 // TestExecSaysThatItWasCut: a connection that ends within the output, or between two
 // pieces of it, is told in plain words.
 func TestExecSaysThatItWasCut(t *testing.T) {
