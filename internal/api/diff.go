@@ -17,11 +17,11 @@ func (s *server) DiffSnapshots(ctx context.Context, req rest.DiffSnapshotsReques
 		return nil, notYet("comparing snapshots")
 	}
 	team := callerOf(ctx).team
-	to, err := snapshotRef(team, req.SnapshotID)
+	to, err := snapshotRef(team, "snapshotID", req.SnapshotID)
 	if err != nil {
 		return nil, err
 	}
-	from, err := snapshotRef(team, req.Params.From)
+	from, err := snapshotRef(team, "from", req.Params.From)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func TestDiff(t *testing.T) {
 		{"s1/diff", 400, "from is required"},
 		{"s1/diff?from=s2&limit=-1", 400, "limit must be at least 0"},
 		{"s1/diff?from=s2&limit=10001", 400, "limit must be at most 10000"},
-		{"s1/diff?from=A%20B", 400, "Invalid"},
+		{"s1/diff?from=A%20B", 400, "from must be [team/]name[:tag]"},
 		{"none/diff?from=s1", 404, "not found"},
 		{"s1/diff?from=none", 404, "not found"},
 	} {

@@ -24,7 +24,7 @@ func TestHistoryOfACreate(t *testing.T) {
 		{name: "too little in the header", header: "1", refused: "X-Hearth-History must be within 67108864 and 1099511627776 bytes"},
 		{name: "nothing in the header", header: "0", refused: "X-Hearth-History must be within"},
 		{name: "too much in the header", header: "9999999999999", refused: "X-Hearth-History must be within"},
-		{name: "nonsense in the header", header: "yes", refused: "X-Hearth-History"},
+		{name: "nonsense in the header", header: "yes", refused: "X-Hearth-History must be on, or a number of bytes"},
 		{name: "both", body: `,"history":{}`, header: "on", refused: "ask for one"},
 	} {
 		for _, path := range []string{"/sandboxes", "/v2/sandboxes"} {

@@ -90,7 +90,7 @@ func (s *server) ListSandboxes(ctx context.Context, req rest.ListSandboxesReques
 // cursorError gives a refused cursor the text that clients know.
 func cursorError(err error, cursor *string) error {
 	if cursor != nil && kindOf(err) == hearth.InvalidArgument {
-		return hearth.Wrap(hearth.InvalidArgument, err, "Invalid next token")
+		return store.BadCursor()
 	}
 	return err
 }

@@ -51,7 +51,7 @@ func TestListPages(t *testing.T) {
 	if got := ids(t, f.do("GET", "/v2/sandboxes", "")); got[0] != made[4] {
 		t.Errorf("newest is not first: %v", got)
 	}
-	want(t, f.do("GET", "/v2/sandboxes?nextToken=junk", ""), 400, "Invalid next token")
+	want(t, f.do("GET", "/v2/sandboxes?nextToken=junk", ""), 400, "Invalid next token: it must be the one that came with the page before")
 	want(t, f.do("GET", "/v2/sandboxes?nextToken=", ""), 200)
 }
 

@@ -11,7 +11,7 @@ import (
 
 // ExportSnapshot sends a snapshot as one file.
 func (s *server) ExportSnapshot(ctx context.Context, req rest.ExportSnapshotRequestObject) (rest.ExportSnapshotResponseObject, error) {
-	ref, err := snapshotRef(callerOf(ctx).team, req.SnapshotID)
+	ref, err := snapshotRef(callerOf(ctx).team, "snapshotID", req.SnapshotID)
 	if err != nil {
 		return nil, err
 	}

@@ -74,7 +74,7 @@ func TestParcelCalls(t *testing.T) {
 		{"GET", "/v2/snapshots/golden:v2/export", "", otherKey, 404, "not found"},
 		{"GET", "/v2/snapshots/golden:v2/export", "", "e2b_wrong", 401, ""},
 		{"GET", "/v2/snapshots/none/export", "", testKey, 404, "not found"},
-		{"GET", "/v2/snapshots/No%20Name!/export", "", testKey, 400, "Invalid"},
+		{"GET", "/v2/snapshots/No%20Name!/export", "", testKey, 400, "snapshotID must be"},
 		{"POST", "/v2/snapshots/import", "good", testKey, 201, `"snapshotID":"s00000000000000000007:default"`},
 		{"POST", "/v2/snapshots/import", "good", "e2b_wrong", 401, ""},
 		{"POST", "/v2/snapshots/import", "bad", testKey, 400, "damaged"},

@@ -91,8 +91,8 @@ func (n newSandbox) request(team *hearth.Team) (control.CreateRequest, error) {
 		return req, hearth.Errorf(hearth.InvalidArgument, "driver is %q and the header X-Hearth-Driver %q: ask for one", req.Driver, n.driver)
 	}
 	var err error
-	if req.Template, err = snapshotRef(team, b.TemplateID); err != nil {
-		return req, err
+	if req.Template, err = snapshotRef(team, "templateID", b.TemplateID); err != nil {
+		return req, badReference(b.TemplateID) // as clients know it
 	}
 	if b.Timeout != nil {
 		if req.Timeout = seconds(*b.Timeout); req.Timeout == 0 {

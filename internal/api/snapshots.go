@@ -14,8 +14,9 @@ import (
 const defaultFork = 15 * time.Second
 
 // snapshotRef reduces "[team/]name[:tag]", which may also be an ID, to what the
-// control plane knows it by: the caller's own namespace says nothing.
-func snapshotRef(team *hearth.Team, text string) (string, error) {
+// control plane knows it by: the caller's own namespace says nothing. The field is the
+// one of the request that has it.
+func snapshotRef(team *hearth.Team, field, text string) (string, error) {
 	name := strings.ToLower(strings.TrimSpace(text))
 	space, rest, spaced := strings.Cut(name, "/")
 	if !spaced {
@@ -23,7 +24,7 @@ func snapshotRef(team *hearth.Team, text string) (string, error) {
 	}
 	alias, tag, tagged := strings.Cut(rest, ":")
 	if !onlyOf(alias, "-_") || tagged && !onlyOf(tag, "-_.") || spaced && !onlyOf(space, "-_") {
-		return "", badReference(text)
+		return "", hearth.Errorf(hearth.InvalidArgument, "%s must be %s, not '%s'", field, referenceForm, shown(text))
 	}
 	if tag == "default" {
 		rest = alias
@@ -47,7 +48,7 @@ func (s *server) CreateSnapshot(ctx context.Context, req rest.CreateSnapshotRequ
 		return nil, notYet("memory=false (a snapshot of files alone)")
 	}
 	if name := or(body.Name, ""); name != "" {
-		ref, err := snapshotRef(team, name)
+		ref, err := snapshotRef(team, "name", name)
 		if err != nil {
 			return nil, err
 		}
@@ -97,7 +98,7 @@ func (s *server) ListSnapshots(ctx context.Context, req rest.ListSnapshotsReques
 		f.Sandbox = id
 	}
 	if p.Name != nil {
-		ref, err := snapshotRef(team, *p.Name)
+		ref, err := snapshotRef(team, "name", *p.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +163,7 @@ func (s *server) RollbackSandbox(ctx context.Context, req rest.RollbackSandboxRe
 		sb, err = s.sandboxes.RollbackTo(ctx, teamOf(ctx), id, *b.Step)
 	default:
 		var ref string
-		if ref, err = snapshotRef(callerOf(ctx).team, *b.SnapshotID); err == nil {
+		if ref, err = snapshotRef(callerOf(ctx).team, "snapshotID", *b.SnapshotID); err == nil {
 			sb, err = s.sandboxes.Rollback(ctx, teamOf(ctx), id, ref)
 		}
 	}

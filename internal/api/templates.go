@@ -15,10 +15,13 @@ import (
 // maxBuildLog bounds how many entries one search through a build's log reads.
 const maxBuildLog = 100_000
 
-// badReference refuses text as the name of a template or snapshot.
+// badReference refuses text as the name of a template.
 func badReference(text string) error {
-	return hearth.Errorf(hearth.InvalidArgument, "Invalid template reference: %s is not [team/]name[:tag] in letters, digits, - and _ (the tag may have . too)", shown(text))
+	return hearth.Errorf(hearth.InvalidArgument, "Invalid template reference: %s is not %s", shown(text), referenceForm)
 }
+
+// referenceForm is what names of templates and of snapshots look like.
+const referenceForm = "[team/]name[:tag] in letters, digits, - and _ (the tag may have . too)"
 
 // templateName reduces "[namespace/]alias[:tag]" to the name under which the
 // store knows it. The caller's own namespace and the tag "default" say nothing.
@@ -161,7 +164,7 @@ func (s *server) GetTemplate(ctx context.Context, req rest.GetTemplateRequestObj
 	from := 0
 	if token := or(req.Params.NextToken, ""); token != "" {
 		if from, err = strconv.Atoi(token); err != nil || from < 0 {
-			return nil, hearth.Errorf(hearth.InvalidArgument, "Invalid next token")
+			return nil, store.BadCursor()
 		}
 	}
 	from = min(from, len(made))
@@ -188,7 +191,7 @@ func (s *server) TemplateByAlias(ctx context.Context, req rest.TemplateByAliasRe
 func (s *server) DeleteTemplate(ctx context.Context, req rest.DeleteTemplateRequestObject) (rest.DeleteTemplateResponseObject, error) {
 	t, err := s.ownTemplate(ctx, req.TemplateID)
 	if err != nil && kindOf(err) == hearth.NotFound {
-		if ref, rerr := snapshotRef(callerOf(ctx).team, req.TemplateID); rerr == nil {
+		if ref, rerr := snapshotRef(callerOf(ctx).team, "templateID", req.TemplateID); rerr == nil {
 			serr := s.sandboxes.DeleteSnapshot(ctx, teamOf(ctx), ref)
 			if serr == nil {
 				return rest.DeleteTemplate204Response{}, nil

@@ -88,11 +88,15 @@ func ParseSandboxID(s string) (SandboxID, error) {
 			return SandboxID(s[:i]), nil
 		}
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') || i > 63 {
-			return "", Errorf(InvalidArgument, "Invalid sandbox ID")
+			return "", badSandboxID()
 		}
 	}
 	if s == "" {
-		return "", Errorf(InvalidArgument, "Invalid sandbox ID")
+		return "", badSandboxID()
 	}
 	return SandboxID(s), nil
+}
+
+func badSandboxID() error {
+	return Errorf(InvalidArgument, "Invalid sandbox ID: it must be 1 to 64 lower-case letters and digits, alone or followed by - and anything")
 }

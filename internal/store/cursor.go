@@ -46,12 +46,15 @@ func (p Position) Cursor() string {
 	return base64.RawURLEncoding.EncodeToString([]byte(text))
 }
 
+// BadCursor refuses the cursor of a page.
+func BadCursor() error {
+	return hearth.Errorf(hearth.InvalidArgument, "Invalid next token: it must be the one that came with the page before, of the same list")
+}
+
 // ParseCursor reads a text that Cursor made, with or without base64 padding.
 // Anything else is an InvalidArgument.
 func ParseCursor(cursor string) (Position, error) {
-	bad := func() (Position, error) {
-		return Position{}, hearth.Errorf(hearth.InvalidArgument, "Invalid next token")
-	}
+	bad := func() (Position, error) { return Position{}, BadCursor() }
 	if len(cursor) > 300 {
 		return bad()
 	}

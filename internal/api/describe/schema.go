@@ -1,6 +1,7 @@
 package describe
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -26,6 +27,7 @@ type Schema struct {
 	MinLength    int                `yaml:"minLength"`
 	MaxLength    *int               `yaml:"maxLength"`
 	Pattern      string             `yaml:"pattern"`
+	InWords      string             `yaml:"x-pattern-in-words"` // what a text must do, for messages
 	Items        *Schema            `yaml:"items"`
 	MinItems     int                `yaml:"minItems"`
 	MaxItems     *int               `yaml:"maxItems"`
@@ -212,7 +214,7 @@ func (s *Schema) checkString(path string, v any) (any, error) {
 	case len(s.Enum) > 0 && !slices.Contains(s.Enum, text):
 		return nil, Wrong(path, "must be one of %s", strings.Join(s.Enum, ", "))
 	case !s.pattern.MatchString(text):
-		return nil, Wrong(path, "must match %s", s.Pattern)
+		return nil, Wrong(path, "must %s", cmp.Or(s.InWords, "match "+s.Pattern))
 	}
 	if s.Format == "date-time" {
 		if _, err := time.Parse(time.RFC3339, text); err != nil {

@@ -84,7 +84,7 @@ func CheckName(alias, tag string) error {
 	case alias == "":
 		return hearth.Errorf(hearth.InvalidArgument, "name has a tag and no name")
 	case len(alias) > 128 || len(tag) > 128:
-		return hearth.Errorf(hearth.InvalidArgument, "name and tag must be at most 128 bytes each")
+		return hearth.Errorf(hearth.InvalidArgument, "name has %d bytes before its tag and %d in it, at most 128 are allowed for each", len(alias), len(tag))
 	case !Only(alias, "-_"), tag != "" && !Only(tag, "-_."):
 		return hearth.Errorf(hearth.InvalidArgument, "name must be name[:tag], with lower-case letters, digits, '-' and '_', and '.' in the tag")
 	case Ref{Name: alias}.IsSnapshot():

@@ -554,7 +554,7 @@ type SandboxSnapshotRequest struct {
 	// Memory False asks for a snapshot of files alone, which there is not: 400. A pause can be one.
 	Memory *bool `json:"memory,omitempty"`
 
-	// Name [team/]name[:tag]; taken from the snapshot that has it.
+	// Name [team/]name[:tag], name and tag of at most 128 bytes each; taken from the snapshot that has it.
 	Name *string `json:"name,omitempty"`
 
 	// Step Hearth's own: keep this step of the history for good, instead of what the sandbox is now.

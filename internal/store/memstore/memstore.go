@@ -236,7 +236,7 @@ func start(p store.Page, oldestFirst bool) (*store.Position, error) {
 		return nil, err
 	}
 	if pos.Asc != oldestFirst {
-		return nil, hearth.Errorf(hearth.InvalidArgument, "Invalid next token")
+		return nil, store.BadCursor()
 	}
 	return &pos, nil
 }

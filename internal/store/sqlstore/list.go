@@ -106,7 +106,7 @@ func (s *Store) ListSandboxes(ctx context.Context, f store.SandboxFilter, p stor
 func position(cursor string, oldestFirst bool) (store.Position, error) {
 	pos, err := store.ParseCursor(cursor)
 	if err == nil && pos.Asc != oldestFirst {
-		err = hearth.Errorf(hearth.InvalidArgument, "Invalid next token")
+		err = store.BadCursor()
 	}
 	return pos, err
 }
