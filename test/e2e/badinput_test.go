@@ -2,12 +2,16 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +46,10 @@ func TestBadInput(t *testing.T) {
 	pid := s.pid(t)
 	t.Run("bodies", s.badBodies)
 	t.Run("paths", func(t *testing.T) { s.badPaths(t, sb) })
+	t.Run("snapshots", func(t *testing.T) { s.badSnapshots(t, sb) })
+	t.Run("references", func(t *testing.T) { s.badReferences(t, sb) })
+	t.Run("parcels", s.badParcels)
+	t.Run("at once", s.badAtOnce)
 	t.Run("wire", func(t *testing.T) { s.badWire(t, sb) })
 	t.Run("files", func(t *testing.T) { s.badFiles(t, sb) })
 	t.Run("processes", func(t *testing.T) { s.badProcesses(t, sb) })
@@ -81,11 +89,14 @@ func (s *server) badPaths(t *testing.T, sb *client.Sandbox) {
 	for _, id := range []string{"x", "..", "%2e%2e", "%252e%252e", "%00", "%ff", sb.ID + "x", strings.ToUpper(sb.ID), sb.ID + "%00", sb.ID + "%2f..", strings.Repeat("i", 5000)} {
 		for _, call := range [][3]string{
 			{"GET", "", ""}, {"DELETE", "", ""}, {"POST", "/timeout", `{"timeout":60}`}, {"POST", "/pause", ""},
-			{"POST", "/connect", `{"timeout":60}`}, {"GET", "/metrics", ""},
+			{"POST", "/connect", `{"timeout":60}`}, {"GET", "/metrics", ""}, {"POST", "/snapshots", `{"name":"bad"}`}, {"POST", "/fork", `{"count":1}`},
 		} {
-			if status, raw := s.call(t, call[0], "/sandboxes/"+id+call[1], call[2]); status < 400 || status > 499 {
-				t.Errorf("%s /sandboxes/%.40s%s: %d %.200s", call[0], id, call[1], status, raw)
-			}
+			s.refused(t, call[0], "/sandboxes/"+id+call[1], call[2])
+		}
+		for _, call := range [][3]string{
+			{"POST", "/rollback", `{"step":1}`}, {"POST", "/rollback", `{"snapshotID":"base"}`}, {"GET", "/history", ""}, {"GET", "/tree", ""},
+		} {
+			s.refused(t, call[0], "/v2/sandboxes/"+id+call[1], call[2])
 		}
 	}
 	for _, body := range []string{``, `{}`, `{"timeout":-1}`, `{"timeout":"1"}`, `{"timeout":1e300}`, `{"timeout":null}`, `[1]`} {
@@ -98,6 +109,176 @@ func (s *server) badPaths(t *testing.T, sb *client.Sandbox) {
 			t.Errorf("list %s: %d %s", query, status, raw)
 		}
 	}
+}
+
+// refused makes a call that must be answered with a 4xx, in words of the caller.
+func (s *server) refused(t *testing.T, method, path, body string) {
+	t.Helper()
+	status, raw := s.call(t, method, path, body)
+	if status < 400 || status > 499 {
+		t.Errorf("%s %.100s %.80q: %d %.200s", method, path, body, status, raw)
+	}
+	if strings.Contains(string(raw), "internal") || strings.Contains(string(raw), "this node") {
+		t.Errorf("%s %.100s %.80q says %.200s", method, path, body, raw)
+	}
+}
+
+// listed counts the snapshots that a query selects.
+func (s *server) listed(t *testing.T, query string) int {
+	t.Helper()
+	status, raw := s.call(t, "GET", "/snapshots"+query, "")
+	if status != 200 {
+		t.Errorf("GET /snapshots%s: %d %s", query, status, raw)
+	}
+	return strings.Count(string(raw), `"snapshotID"`)
+}
+
+// badSnapshots sends nonsense to what makes snapshots of a sandbox, and takes it back.
+func (s *server) badSnapshots(t *testing.T, sb *client.Sandbox) {
+	long := strings.Repeat("x", 257)
+	for _, body := range []string{
+		`[]`, `"x"`, `{`, `{"name":1}`, `{"name":[]}`, `{"name":""}`, `{"name":"../x"}`, `{"name":"/etc/passwd"}`, `{"name":"a\u0000"}`,
+		"{\"name\":\"\xff\"}", `{"name":"a b"}`, `{"name":":v1"}`, `{"name":"a:"}`, `{"name":"a:b:c"}`, `{"name":"%252e%252e"}`,
+		`{"name":"else/x"}`, `{"name":"base"}`, `{"name":"s00000000000000000000"}`, `{"name":"` + long + `"}`,
+		`{"name":"` + long[:129] + `"}`, `{"name":"a:` + long[:129] + `"}`, `{"memory":"yes"}`, `{"memory":false}`,
+		`{"step":0}`, `{"step":-1}`, `{"step":1}`, `{"step":1.5}`, `{"step":"1"}`, `{"step":9223372036854775807}`, `{"step":9223372036854775808}`,
+	} {
+		s.refused(t, "POST", "/sandboxes/"+sb.ID+"/snapshots", body)
+	}
+	for _, body := range []string{
+		`[]`, `"2"`, `{`, `{"count":0}`, `{"count":-1}`, `{"count":101}`, `{"count":"2"}`, `{"count":1.5}`, `{"count":1e99}`, `{"count":9223372036854775808}`,
+		`{"timeout":-1}`, `{"timeout":"60"}`, `{"timeout":2147483648}`, `{"timeout":[]}`,
+	} {
+		s.refused(t, "POST", "/sandboxes/"+sb.ID+"/fork", body)
+	}
+	for _, body := range []string{
+		``, `null`, `{}`, `[]`, `{`, `{"snapshotID":1}`, `{"snapshotID":""}`, `{"snapshotID":null}`, `{"snapshotID":"no-such"}`, `{"snapshotID":"../x"}`,
+		`{"snapshotID":"/etc/passwd"}`, `{"snapshotID":"a\u0000"}`, `{"snapshotID":"%252e%252e"}`, `{"snapshotID":"` + long + `"}`, `{"snapshotID":"base"}`,
+		`{"snapshotID":"s00000000000000000000"}`, `{"step":0}`, `{"step":-1}`, `{"step":1}`, `{"step":"1"}`, `{"step":1.5}`, `{"step":9223372036854775808}`,
+		`{"snapshotID":"a","step":1}`,
+	} {
+		s.refused(t, "POST", "/v2/sandboxes/"+sb.ID+"/rollback", body)
+	}
+	for _, query := range []string{
+		"name=", "name=..", "name=../x", "name=/etc/passwd", "name=%00", "name=%ff", "name=%252e%252e", "name=a&name=b", "name=" + long, "name=a:", "name=%zz",
+		"sandboxID=", "sandboxID=..", "sandboxID=%00", "sandboxID=%252e", "sandboxID=" + long, "limit=0", "limit=-1", "limit=x", "limit=99999999999999999999",
+		"limit=1&limit=2", "nextToken=x", "nextToken=%00", "nextToken=" + strings.Repeat("x", 513),
+	} {
+		s.refused(t, "GET", "/snapshots?"+query, "")
+	}
+	if n := s.listed(t, ""); n != 0 {
+		t.Errorf("afterwards there are %d snapshots", n)
+	}
+	answers(t, sb)
+}
+
+// badReferences asks for snapshots that cannot be, wherever a path or query names one.
+func (s *server) badReferences(t *testing.T, sb *client.Sandbox) {
+	snap, err := s.client(t).Snapshot(t.Context(), sb.ID, "kept")
+	must(t, err)
+	for _, id := range []string{
+		"no-such", "..", "%2e%2e", "%2e%2e%2f%2e%2e", "%252e%252e", "%2fetc%2fpasswd", "%00", "kept%00", "%ff", "kept:", ":default", "kept:v9", "else%2Fkept",
+		"kept%2f..", "kept%20x", "a%3ab%3ac", "s00000000000000000000", strings.Repeat("s", 257), strings.Repeat("s", 5000),
+	} {
+		s.refused(t, "GET", "/v2/snapshots/"+id+"/export", "")
+		s.refused(t, "GET", "/v2/snapshots/"+id+"/diff?from=kept", "")
+		s.refused(t, "GET", "/v2/snapshots/kept/diff?from="+id, "")
+		s.refused(t, "DELETE", "/templates/"+id, "")
+	}
+	for _, query := range []string{"", "from=", "from=kept&from=kept", "from=kept&limit=-1", "from=kept&limit=x", "from=kept&limit=10001", "from=kept&limit=1.5", "from=%zz"} {
+		s.refused(t, "GET", "/v2/snapshots/kept/diff?"+query, "")
+	}
+	if n := s.listed(t, "?name=kept"); n != 1 {
+		t.Errorf("of the snapshot there are %d afterwards", n)
+	}
+	must(t, s.client(t).DeleteSnapshot(t.Context(), snap.ID))
+	s.refused(t, "DELETE", "/templates/kept", "")
+}
+
+// badParcels sends files that are no snapshots, and a snapshot with one bit flipped.
+func (s *server) badParcels(t *testing.T) {
+	sb := s.sandbox(t, client.CreateOptions{})
+	snap, err := s.client(t).Snapshot(t.Context(), sb.ID, "")
+	must(t, err)
+	must(t, sb.Kill(t.Context()))
+	var whole bytes.Buffer
+	must(t, s.client(t).Export(t.Context(), snap.ID, &whole))
+	must(t, s.client(t).DeleteSnapshot(t.Context(), snap.ID))
+	raw := whole.Bytes()
+	bodies := map[string][]byte{
+		"nothing": {}, "text": []byte("no snapshot"), "JSON": []byte(`{"snapshotID":"x"}`), "zeros": make([]byte, 1<<20),
+		"half": raw[:len(raw)/2], "all but a byte": raw[:len(raw)-1], "more": append(bytes.Clone(raw), "more"...), "twice": append(bytes.Clone(raw), raw...),
+	}
+	for _, back := range []int{1, 2, 50, 100, len(raw) / 2, len(raw) - 100, len(raw)} {
+		b := bytes.Clone(raw)
+		b[len(b)-back] ^= 1
+		bodies[fmt.Sprintf("a bit flipped %d bytes before its end", back)] = b
+	}
+	for name, body := range bodies {
+		_, err := s.client(t).Import(t.Context(), bytes.NewReader(body))
+		if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != 400 {
+			t.Errorf("%s: %v, want a 400", name, err)
+		}
+	}
+	if n := s.listed(t, ""); n != 0 {
+		t.Errorf("%d snapshots are left", n)
+	}
+}
+
+// badAtOnce makes the same call many times at once: one name is one snapshot's, and a
+// sandbox that ends meanwhile is not this server's fault.
+func (s *server) badAtOnce(t *testing.T) {
+	sb := s.sandbox(t, client.CreateOptions{})
+	many := func(n int, call func(i int)) {
+		var all sync.WaitGroup
+		for i := range n {
+			all.Go(func() { call(i) })
+		}
+		all.Wait()
+	}
+	many(6, func(int) {
+		if status, raw := s.call(t, "POST", "/sandboxes/"+sb.ID+"/snapshots", `{"name":"same"}`); status >= 500 {
+			t.Errorf("snapshot: %d %s", status, raw)
+		}
+	})
+	if n := s.listed(t, "?name=same"); n != 1 {
+		t.Errorf("%d snapshots have the name", n)
+	}
+	many(6, func(int) {
+		if status, raw := s.call(t, "POST", "/v2/sandboxes/"+sb.ID+"/rollback", `{"snapshotID":"same"}`); status >= 500 {
+			t.Errorf("rollback: %d %s", status, raw)
+		}
+	})
+	answers(t, sb)
+	var deleted atomic.Int32
+	many(6, func(int) {
+		switch status, raw := s.call(t, "DELETE", "/templates/same", ""); {
+		case status == 204:
+			deleted.Add(1)
+		case status != 404:
+			t.Errorf("delete: %d %s", status, raw)
+		}
+	})
+	if deleted.Load() == 0 {
+		t.Error("nobody has deleted it")
+	}
+	many(8, func(i int) {
+		switch path := "/sandboxes/" + sb.ID; {
+		case i < 4:
+			status, raw := s.call(t, "POST", path+"/snapshots", "")
+			if status >= 500 || strings.Contains(string(raw), "node") {
+				t.Errorf("snapshot beside kill: %d %s", status, raw)
+			}
+		case i < 6:
+			if status, raw := s.call(t, "POST", path+"/fork", `{"timeout":1}`); status >= 500 || strings.Contains(string(raw), "node") {
+				t.Errorf("fork beside kill: %d %s", status, raw)
+			}
+		default:
+			if status, raw := s.call(t, "DELETE", path, ""); status != 204 && status != 404 {
+				t.Errorf("kill: %d %s", status, raw)
+			}
+		}
+	})
 }
 
 // badWire speaks to the socket itself, to send what a client would not.
