@@ -263,9 +263,12 @@ func (s *server) ready() map[string]bool {
 	return ids
 }
 
-// settle waits until no machine is being made or taken down and the pools hold at least what they
-// are to hold with nothing asked of them. One that has come to want more, after the creates before, may have put
-// a fill off. A sandbox that was killed counts as running for the moment in which
+// atRest is how long nothing may have moved before a host counts as at rest: until then the kernel's
+// scheduler remembers the load there was (half of it after 32 ms) and spreads over the processors what wakes each other up.
+const atRest = 200 * time.Millisecond
+
+// settle waits until no machine has been made or taken down for a while and the pools hold at least what they
+// are to hold with nothing asked of them. A sandbox that was killed counts as running for the moment in which
 // what it held is freed, behind its kill's answer. A server that never comes to rest is measured as it is.
 func (s *server) settle(ctx context.Context) {
 	want := (s.cfg.Node.Pool + s.cfg.Node.Blanks) * len(s.cfg.Builtin) // Pool is 0 when it is to be empty
@@ -283,11 +286,11 @@ func (s *server) settle(ctx context.Context) {
 				moving++
 			}
 		}
-		if moving == 0 && waiting >= want {
-			return
-		}
 		if waiting != before || moving > 0 {
 			before, since = waiting, time.Now()
+		}
+		if waiting >= want && time.Since(since) > atRest {
+			return
 		}
 		if time.Since(since) > stuck {
 			return // fuller it does not get
