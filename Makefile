@@ -2,7 +2,7 @@
 # make test   everything that .ci/run checks
 # make test-kvm  the virtual machines' tests with KVM, in an emulated host (part of make test; SUITE=all: an hour of them)
 # make build  bin/hearth, the whole product in one file
-# make bench  the figures of docs/PERFORMANCE.md, measured on this host beside gVisor as it is published
+# make bench  the figures of docs/PERFORMANCE.md, measured on this host beside gVisor as it is published, and its plots (bin/plots)
 # make generate  internal/gen, from the contracts in spec/
 
 SHELL := /bin/bash
@@ -79,6 +79,8 @@ test-kvm: init
 bench: build bin/hearth-stock
 	@deploy/apt-install.sh runc mmdebstrap erofs-utils
 	@bin/hearth bench
+	mkdir -p bin/plots
+	bin/hearth bench plot --runs 3 --sandboxes 40 --out bin/plots
 
 generate:
 	@deploy/apt-install.sh protobuf-compiler libprotobuf-dev

@@ -73,7 +73,7 @@ func echo(ctx context.Context) func(*client.Sandbox) error {
 
 // hits says what the figure of a pool means.
 func hits(pooled, of int) string {
-	return fmt.Sprintf("one at a time, each once the pool was full again; %d of %d creates were served by it", pooled, of)
+	return fmt.Sprintf("one at a time, each with the pool filled and the host at rest; %d of %d creates were served by it", pooled, of)
 }
 
 // createEcho is row 1.
