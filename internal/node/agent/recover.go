@@ -147,7 +147,7 @@ func (a *Agent) recover(ctx context.Context, rec journal.Record) {
 	if _, owner, ferr := a.shelf.Find(ctx, rec.Into); rec.Into != "" && ferr == nil && owner == rec.Sandbox.ID {
 		state, reason = hearth.Paused, "" // it was whole; Pause returns it again
 	}
-	a.log.Warn("a sandbox did not outlive the restart", "sandbox", rec.Sandbox.ID, "state", state, "err", err)
+	a.log.Warn("a sandbox's machine did not outlive the restart", "sandbox", rec.Sandbox.ID, "state", state, "err", err)
 	a.publish(rec.Sandbox.ID, rec.Sandbox.Generation, state, reason)
 }
 
