@@ -371,8 +371,8 @@ func TestWhatNeedsANewBuild(t *testing.T) {
 			if r.maker.n != tc.makes || r.node.starts != tc.starts {
 				t.Errorf("%d images and %d starts, want %d and %d", r.maker.n, r.node.starts, tc.makes, tc.starts)
 			}
-			if b.damaged(t.Context(), second.Layers[0]) {
-				t.Errorf("its layer %s is damaged", second.Layers[0])
+			if _, err := (shelfOf{r.blobs}).Layers(t.Context(), second.Layers); err != nil {
+				t.Error(err)
 			}
 			if tpl, _, err := r.rows.ResolveTemplate(t.Context(), team, "web"); err != nil || tpl.Build != second.ID {
 				t.Errorf("the template points at %v, %v", tpl, err)

@@ -78,18 +78,12 @@ func (b *Builder) rootfs(ctx context.Context, j *job) (string, error) {
 		return "", err
 	}
 	key := layerPrefix + img.SHA256
-	if b.damaged(ctx, key) { // Adopt leaves what is there alone
-		if err := b.deps.Blobs.Delete(ctx, key); err != nil {
+	if _, err := b.deps.Shelf.Layers(ctx, []string{key}); hearth.KindOf(err) == hearth.FailedPrecondition {
+		if err := b.deps.Blobs.Delete(ctx, key); err != nil { // damaged, or not there: Adopt would leave it alone
 			return "", err
 		}
 	}
 	return key, b.deps.Blobs.Adopt(ctx, key, img.Path)
-}
-
-// damaged says whether a layer is not there, or not as it was written.
-func (b *Builder) damaged(ctx context.Context, key string) bool {
-	_, err := b.deps.Shelf.Layers(ctx, []string{key})
-	return hearth.KindOf(err) == hearth.FailedPrecondition && err != nil
 }
 
 // reuse finds a layer of the same image, undamaged, in an earlier build of the template.
@@ -99,7 +93,10 @@ func (b *Builder) reuse(ctx context.Context, j *job) string {
 		return "" // making it anew is always right
 	}
 	for _, old := range list {
-		if old.Status == hearth.BuildReady && strings.HasPrefix(old.Source, j.image+"-") && len(old.Layers) == 1 && !b.damaged(ctx, old.Layers[0]) {
+		if old.Status != hearth.BuildReady || !strings.HasPrefix(old.Source, j.image+"-") || len(old.Layers) != 1 {
+			continue
+		}
+		if _, err := b.deps.Shelf.Layers(ctx, old.Layers); err == nil {
 			return old.Layers[0]
 		}
 	}

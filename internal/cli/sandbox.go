@@ -209,10 +209,10 @@ func (d dataFlag) sandbox(in *invocation, id string) (*client.Sandbox, error) {
 	}
 	life := max(time.Second, time.Until(info.EndAt)-time.Second)
 	if info.State == "paused" {
+		if !info.Lifecycle.AutoResume {
+			return nil, hearth.Errorf(hearth.FailedPrecondition, "sandbox %s is paused; let it go on with `hearth sandbox resume %s`", info.ID, info.ID)
+		}
 		life = max(time.Second, time.Duration(info.Timeout)*time.Second)
-	}
-	if info.State == "paused" && !info.Lifecycle.AutoResume {
-		return nil, hearth.Errorf(hearth.FailedPrecondition, "sandbox %s is paused; let it go on with `hearth sandbox resume %s`", info.ID, info.ID)
 	}
 	sb, err := c.Connect(in.ctx, id, life)
 	return sb, remote(err)
