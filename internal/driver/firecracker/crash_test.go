@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -81,6 +82,34 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 		drivertest.RunStarter(t, starterConfig{l.dir, cgroupParent}, spec).KillAndSweep(t, d, time.Duration(i)*15*time.Millisecond)
 	}
 	l.settles(t, before)
+}
+
+// A jailer that has not got far enough to be found by its arguments does not outlive
+// its starter.
+func TestJailerEndsWithItsStarter(t *testing.T) {
+	l := newLab(t)
+	begun, never, real := filepath.Join(l.dir, "begun"), filepath.Join(l.dir, "never"), filepath.Join(l.dir, "real")
+	for _, fifo := range []string{begun, never} {
+		must(t, unix.Mkfifo(fifo, 0o600))
+	}
+	must(t, os.Mkdir(real, 0o755))
+	jailer := filepath.Join(l.dir, "bin", "jailer")
+	must(t, os.Rename(jailer, filepath.Join(real, "jailer")))
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && exec %s/jailer --version\necho $$ >%s\nread -r x <%s\n", real, begun, never)
+	must(t, os.WriteFile(jailer, []byte(script), 0o755)) // its arguments are a shell's
+	starter := drivertest.RunStarter(t, starterConfig{l.dir, cgroupParent}, l.spec(t))
+	raw, err := os.ReadFile(begun)
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	must(t, err)
+	fd, err := unix.PidfdOpen(pid, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	starter.KillAndSweep(t, l.driver(t), 0)
+	ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(ended, int(time.Minute.Milliseconds())); n != 1 || err != nil {
+		t.Errorf("the jailer lives on (%v)", err)
+	}
 }
 
 // The jailer was asked for everything it gives: users of its own, no way to root,

@@ -188,7 +188,9 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, o origin, j jail.
 	cmd := exec.CommandContext(ctx, o.host.jailer, args...)
 	cmd.Env = []string{}
 	cmd.Stdout, cmd.Stderr = con.in, con.in
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Until it is a jailer by its arguments, no sweep could find it. The thread that the kernel
+	// takes for its parent is there until Run returns: WithTimers holds on to it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	err = hostproc.WithTimers(hostproc.ExactTimers, cmd.Run)
 	con.started()
 	if ctx.Err() != nil {

@@ -234,6 +234,31 @@ func TestStraysAreKilledByTheirArguments(t *testing.T) {
 	_ = other.Wait()
 }
 
+// A process that executes one program after another has no arguments for a moment each time.
+func TestNoStrayIsMissedAsItExecutes(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "again")
+	if err := os.WriteFile(script, []byte("exec sh \"$0\""), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", script)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	its := func(args []string) bool { return args[len(args)-1] == script }
+	seen := 0
+	for range 1000 {
+		pids, all, err := processes(its)
+		if err != nil || all && len(pids) == 0 {
+			t.Fatalf("missed (%v)", err)
+		}
+		seen += len(pids)
+	}
+	if seen == 0 {
+		t.Error("never seen with arguments")
+	}
+}
+
 func TestDirPolicy(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "m")
 	for _, p := range []DirPolicy{KeepDir, RemoveDir} {

@@ -3,6 +3,7 @@ package hostproc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,10 +18,13 @@ import (
 // and waits until they are gone, so that none can make anything after a sweep:
 // no cgroup lists one that is caught between two steps of a start. args has one
 // element at least.
+//
+// A child has the arguments of whoever started it until it executes its program. One that is a
+// machine's by the program's arguments alone must not outlive its starter before that.
 func KillStrays(ctx context.Context, theirs func(args []string) bool) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		pids, err := processes(theirs)
-		if err != nil || len(pids) == 0 {
+		pids, all, err := processes(theirs)
+		if err != nil || all && len(pids) == 0 {
 			return err
 		}
 		for _, pid := range pids {
@@ -34,27 +38,47 @@ func KillStrays(ctx context.Context, theirs func(args []string) bool) error {
 	}
 }
 
-// processes finds processes by their arguments.
-func processes(wanted func(args []string) bool) ([]int, error) {
+// processes finds processes by their arguments. Those may not be all, while one executes a program.
+func processes(wanted func(args []string) bool) (pids []int, all bool, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var pids []int
+	all = true
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
 		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || len(raw) == 0 {
+		if err != nil {
 			continue // it has ended
+		}
+		if len(raw) == 0 {
+			all = all && !executing(pid)
+			continue
 		}
 		if wanted(strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")) {
 			pids = append(pids, pid)
 		}
 	}
-	return pids, nil
+	return pids, all, nil
+}
+
+// executing says whether a process that showed no arguments may have been within execve(2), where
+// the kernel has given it the memory of its new program and not yet all that belongs there. What
+// has ended, and threads of the kernel, have no program. What is said of the memory is not of one
+// moment, so it counts when it was said before.
+func executing(pid int) bool {
+	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
+		return false
+	}
+	for range 2 {
+		if s, err := readStat(pid); err != nil || s.zombie || !s.noArgs {
+			return err == nil && !s.zombie
+		}
+	}
+	return false
 }
 
 // Empty removes what is in a directory, which need not be there.

@@ -2,11 +2,16 @@ package launcher
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"hearth/internal/driver/gvisor/console"
 )
@@ -14,9 +19,13 @@ import (
 // TestMain is also the launchers' program: what they make is nothing, and its PID 7.
 func TestMain(m *testing.M) {
 	if os.Args[0] == Name {
+		runtime.GOMAXPROCS(2) // two things at once, of which one should not be done
 		os.Exit(Serve(func(r Request) (Sandbox, error) {
 			if r.Bundle == "bad" {
 				return nil, errors.New("a bad bundle")
+			}
+			if filepath.IsAbs(r.Bundle) { // to be seen
+				_ = os.Mkdir(r.Bundle, 0o700)
 			}
 			return nothing{}, nil
 		}))
@@ -87,6 +96,30 @@ func TestLauncherIsUsedAgain(t *testing.T) {
 		}
 		if got := cmdline(t, l); got != Name {
 			t.Errorf("waiting it calls itself %q", got)
+		}
+	}
+}
+
+// Of a server that ended when it had asked, nothing is made: its machines may be swept by now.
+func TestNothingIsMadeForTheDead(t *testing.T) {
+	for range 20 {
+		l := get(t, New(func() string { return "/proc/self/exe" }), "m")
+		if err := l.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		made := filepath.Join(t.TempDir(), "made")
+		if err := json.NewEncoder(l.request).Encode(Request{ID: "m", Bundle: made}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.request.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.cmd.Process.Signal(unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		<-l.Ended()
+		if _, err := os.Stat(made); !os.IsNotExist(err) {
+			t.Fatalf("it was made (%v)", err)
 		}
 	}
 }

@@ -75,6 +75,9 @@ func Serve(create func(Request) (Sandbox, error)) int {
 	go bury(left)
 	for req := <-requests; !req.gone; req = <-requests {
 		showID(req.ID)
+		if orphaned() { // the machine may have been swept before this process was its
+			return 2
+		}
 		box, err := create(req)
 		if err == nil && req.Wait {
 			if answer(reply{PID: box.PID()}) != nil {
@@ -139,6 +142,13 @@ func closeAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close()
 	}
+}
+
+// orphaned says whether whoever asks is gone.
+func orphaned() bool {
+	fds := []unix.PollFd{{Fd: requestFD}}
+	_, err := unix.Poll(fds, 0)
+	return err == nil && fds[0].Revents&unix.POLLHUP != 0
 }
 
 // showID makes a machine's ID the last argument of this process, where Sweep looks
