@@ -247,7 +247,7 @@ func TestNoStrayIsMissedAsItExecutes(t *testing.T) {
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	its := func(args []string) bool { return args[len(args)-1] == script }
 	seen := 0
-	for range 1000 {
+	for range 200 {
 		pids, all, err := processes(its)
 		if err != nil || all && len(pids) == 0 {
 			t.Fatalf("missed (%v)", err)
@@ -256,6 +256,24 @@ func TestNoStrayIsMissedAsItExecutes(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("never seen with arguments")
+	}
+}
+
+// A process that has no arguments to show, and will not have any, keeps no sweep waiting.
+func TestProcessWithoutArgumentsIsNoStray(t *testing.T) {
+	cmd := &exec.Cmd{Path: "/bin/cat", Args: []string{""}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if args := arguments(cmd.Process.Pid); args != "" || executing(cmd.Process.Pid) {
+		t.Errorf("arguments %q; executing: %t", args, executing(cmd.Process.Pid))
+	}
+	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -38,7 +38,7 @@ func Identify(pid int) (Process, error) {
 type stat struct {
 	zombie bool
 	start  uint64
-	noArgs bool // it was executed without arguments
+	filled bool // its memory has all that execve puts there; where the environment ends (env_end) is noted last
 	status int  // wait status of a zombie
 }
 
@@ -52,18 +52,14 @@ func readStat(pid int) (stat, error) {
 	if len(fields) < 50 {
 		return stat{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
 	}
-	var numbers [4]uint64
-	for i, at := range []int{19, 45, 46, 48} {
+	var numbers [2]uint64
+	for i, at := range []int{19, 48} {
 		if numbers[i], err = strconv.ParseUint(fields[at], 10, 64); err != nil {
 			return stat{}, err
 		}
 	}
-	start, argStart, argEnd, envEnd := numbers[0], numbers[1], numbers[2], numbers[3]
 	status, err := strconv.Atoi(fields[49])
-	return stat{
-		zombie: fields[0] == "Z" || fields[0] == "X", start: start, status: status,
-		noArgs: argStart == argEnd && envEnd != 0, // where the environment ends the kernel notes last
-	}, err
+	return stat{zombie: fields[0] == "Z" || fields[0] == "X", start: numbers[0], filled: numbers[1] != 0, status: status}, err
 }
 
 // executable identifies the file a process runs, also after it was replaced.

@@ -14,6 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// executeTime is how long a sweep waits for a process that executes a program, which takes less than
+// a millisecond. One that takes longer waits for its file, and ours are on disks of this host.
+const executeTime = time.Second
+
 // KillStrays kills the processes of this host whose arguments are a machine's,
 // and waits until they are gone, so that none can make anything after a sweep:
 // no cgroup lists one that is caught between two steps of a start. args has one
@@ -22,9 +26,10 @@ import (
 // A child has the arguments of whoever started it until it executes its program. One that is a
 // machine's by the program's arguments alone must not outlive its starter before that.
 func KillStrays(ctx context.Context, theirs func(args []string) bool) error {
+	began := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		pids, all, err := processes(theirs)
-		if err != nil || all && len(pids) == 0 {
+		if err != nil || len(pids) == 0 && (all || time.Since(began) > executeTime) {
 			return err
 		}
 		for _, pid := range pids {
@@ -50,32 +55,44 @@ func processes(wanted func(args []string) bool) (pids []int, all bool, err error
 		if err != nil {
 			continue
 		}
-		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil {
-			continue // it has ended
-		}
-		if len(raw) == 0 {
+		args := arguments(pid)
+		if args == "" {
 			all = all && !executing(pid)
 			continue
 		}
-		if wanted(strings.Split(strings.TrimRight(string(raw), "\x00"), "\x00")) {
+		if wanted(strings.Split(args, "\x00")) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids, all, nil
 }
 
+// arguments are a process's, with a zero between each two; empty when none can be read. What has
+// ended has none, nor has what gave up the memory they were in, as processes of gVisor do that guests
+// run in.
+func arguments(pid int) string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimRight(string(raw), "\x00")
+}
+
 // executing says whether a process that showed no arguments may have been within execve(2), where
-// the kernel has given it the memory of its new program and not yet all that belongs there. What
-// has ended, and threads of the kernel, have no program. What is said of the memory is not of one
-// moment, so it counts when it was said before.
+// the kernel has given it the memory of its new program and not yet all that belongs there. It is
+// asked twice, as one may go on to the next program. What has ended, and threads of the kernel,
+// have no program.
 func executing(pid int) bool {
 	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
 		return false
 	}
 	for range 2 {
-		if s, err := readStat(pid); err != nil || s.zombie || !s.noArgs {
-			return err == nil && !s.zombie
+		s, err := readStat(pid)
+		if err != nil || s.zombie {
+			return false
+		}
+		if !s.filled || arguments(pid) != "" {
+			return true
 		}
 	}
 	return false
