@@ -460,11 +460,16 @@ func TestLaneForgetsTunnels(t *testing.T) {
 	ln.Drain(t.Context())
 }
 
-// half is a connection on which no request can be sent whole.
-type half struct{ net.Conn }
+// half is a connection on which no request can be sent whole. That shows when the answer
+// to it is there.
+type half struct {
+	net.Conn
+	answered <-chan struct{}
+}
 
 func (h half) Write(p []byte) (int, error) {
 	n, err := h.Conn.Write(p[:len(p)/2])
+	<-h.answered
 	if err == nil {
 		err = syscall.EPIPE
 	}
@@ -480,15 +485,20 @@ func TestLaneEarlyRefusal(t *testing.T) {
 		defer l.Close()
 		town := newTown()
 		town.ports[alpha+":3000"] = l.Addr().String()
-		town.wrap = func(c net.Conn) net.Conn { return half{c} }
+		answered := make(chan struct{})
+		town.wrap = func(c net.Conn) net.Conn { return half{c, answered} }
 		_, s := town.open(t, Config{})
 		go func() {
 			c, err := l.Accept()
+			if err == nil {
+				defer c.Close()
+				_, err = io.WriteString(c, answer)
+			}
+			close(answered)
 			if err != nil {
+				t.Error(err)
 				return
 			}
-			defer c.Close()
-			io.WriteString(c, answer)
 			io.Copy(io.Discard, c)
 		}()
 		resp, _, err := dial(t, s).ask(line("POST", "/", 3000, "Content-Length: 2")+"ab", "POST")

@@ -80,6 +80,10 @@ func (c *counted) countsOn(t *testing.T, api *client.Client) {
 	ctx, cancel := context.WithTimeout(t.Context(), stalled)
 	defer cancel()
 	sb, err := api.Connect(ctx, c.id, time.Hour)
+	for isConflict(err) && ctx.Err() == nil { // it is being settled after a crash
+		<-time.After(20 * time.Millisecond)
+		sb, err = api.Connect(ctx, c.id, time.Hour)
+	}
 	if err != nil {
 		t.Fatalf("sandbox %s is lost: %v", c.id, err)
 	}

@@ -108,6 +108,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s: %s", stalled, what)
 		}
+		<-time.After(2 * time.Millisecond) // the processors are for what it waits for
 	}
 }
 

@@ -117,9 +117,12 @@ func TestSnapshotTravels(t *testing.T) {
 	if out, err := s.hearth("snapshot", "import", cut, "--data", s.data).CombinedOutput(); err == nil || !strings.Contains(string(out), "cut short") {
 		t.Errorf("half a file: %v, %s", err, out)
 	}
+	if _, there := snapshotFiles(s)[second[:21]]; !there {
+		t.Errorf("%s has no files: %v", second, snapshotFiles(s))
+	}
 	s.do(t, "snapshot", "delete", second)
-	if left, _ := filepath.Glob(filepath.Join(s.data, "blobs", "snapshots", second[:21])); len(left) > 0 {
-		t.Errorf("left of a deleted import: %v", left)
+	if removed, there := snapshotFiles(s)[second[:21]]; there && !removed {
+		t.Error("a deleted import is left in the store")
 	}
 
 	if out, err := s.hearth("down", "--data", s.data).CombinedOutput(); err != nil { // two servers' drivers share their group's directory

@@ -105,6 +105,7 @@ func TestJailerEndsWithItsStarter(t *testing.T) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	must(t, err)
 	defer unix.Close(fd)
+	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
 	starter.KillAndSweep(t, l.driver(t), 0)
 	ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	if n, err := unix.Poll(ended, int(time.Minute.Milliseconds())); n != 1 || err != nil {

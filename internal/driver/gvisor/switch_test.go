@@ -19,7 +19,7 @@ func TestLateRequestIsRefused(t *testing.T) {
 	m, err := l.driver(t).Start(t.Context(), l.spec(t, "conf-late", 231))
 	must(t, err)
 	t.Cleanup(func() { must(t, m.Close(context.Background())) })
-	if !answers(t, m) {
+	if !answers(t, m, true) {
 		t.Fatal("it does not answer")
 	}
 	box := sandbox.Sandbox{ID: m.Handle().ID, ControlSocketPath: filepath.Join(l.config(t).Root, "runsc-"+m.Handle().ID+".sock")}
@@ -29,7 +29,7 @@ func TestLateRequestIsRefused(t *testing.T) {
 		t.Helper()
 		paused, err := box.Switch(boot.SwitchOpts{At: at, To: to})
 		must(t, err)
-		if paused != want || answers(t, m) == want {
+		if paused != want || answers(t, m, !want) == want {
 			t.Errorf("paused %t, want %t", paused, want)
 		}
 	}

@@ -188,7 +188,7 @@ func (p *proc) feed(ctx context.Context, in *guestv1.ProcessInput) error {
 }
 
 // killWait is how long a SIGKILL is given to show its effect.
-const killWait = time.Second
+const killWait = 5 * time.Second
 
 // SendSignal signals a process and all of its group. After a SIGKILL it waits a
 // moment for the end, so that the caller's next call finds the process gone. It
