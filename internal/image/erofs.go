@@ -66,8 +66,8 @@ func Erofs(ctx context.Context, dir, out string, report Progress) (Image, error)
 // GuestErofs packs the guest daemon alone into an EROFS image at out, as the
 // executable /hearth-guest: it is mounted at /.guest in every machine.
 func GuestErofs(ctx context.Context, binary []byte, out string) (Image, error) {
-	dir, err := os.MkdirTemp(filepath.Dir(out), ".guest-")
-	if err != nil {
+	dir := out + ".files"
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil { // a crash may have left it
 		return Image{}, diskError(err, filepath.Dir(out))
 	}
 	defer os.RemoveAll(dir)

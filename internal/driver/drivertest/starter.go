@@ -119,7 +119,9 @@ func (s *Starter) KillAndSweep(t *testing.T, d driver.Driver, after time.Duratio
 	ok(t, "kill", s.cmd.Process.Kill())
 	<-s.started
 	_ = s.cmd.Wait()
-	ok(t, "Sweep", d.Sweep(t.Context(), driver.Handle{Driver: d.Name(), ID: s.spec.ID, Dir: s.spec.Dir}))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ok(t, "Sweep", d.Sweep(ctx, driver.Handle{Driver: d.Name(), ID: s.spec.ID, Dir: s.spec.Dir}))
 	if _, err := os.Stat(s.spec.Dir); !os.IsNotExist(err) {
 		t.Errorf("%s is still there: %v", s.spec.Dir, err)
 	}

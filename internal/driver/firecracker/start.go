@@ -14,7 +14,6 @@ import (
 
 	"hearth/internal/driver"
 	"hearth/internal/driver/firecracker/jail"
-	"hearth/internal/driver/firecracker/pager"
 	"hearth/internal/driver/firecracker/vmm"
 	"hearth/internal/driver/hostproc"
 	"hearth/internal/driver/microvm"
@@ -64,7 +63,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		if err := errors.Join(jail.KillStrays(clean, spec.ID, pager.Name), d.release(clean, spec.ID, spec.Dir, hostproc.KeepDir)); err != nil {
+		if err := d.clear(clean, spec.ID, spec.Dir, hostproc.KeepDir); err != nil {
 			d.cfg.Log.Error("machine that did not start left something behind", "id", spec.ID, "error", err)
 		}
 		return nil, err

@@ -53,7 +53,7 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 	if err := h.CheckSweep(); err != nil {
 		return err
 	}
-	if err := errors.Join(jail.KillStrays(ctx, h.ID, pager.Name), d.release(ctx, h.ID, h.Dir, hostproc.RemoveDir)); err != nil {
+	if err := d.clear(ctx, h.ID, h.Dir, hostproc.RemoveDir); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "not all of machine %s could be removed", h.ID)
 	}
 	return nil
@@ -75,6 +75,15 @@ func (d *Driver) Purge() error {
 		return hearth.Wrap(hearth.Internal, err, "not all of the firecracker driver's directories could be removed")
 	}
 	return nil
+}
+
+// clear is release of a machine that may have a jailer. While a process is left, so is
+// all else that is the machine's.
+func (d *Driver) clear(ctx context.Context, id, dir string, policy hostproc.DirPolicy) error {
+	if err := jail.KillStrays(ctx, id, pager.Name); err != nil {
+		return err
+	}
+	return d.release(ctx, id, dir, policy)
 }
 
 // release kills and removes what there is of a machine that has no jailer any

@@ -108,6 +108,10 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 	from, err := m.Checkpoint(t.Context(), t.TempDir())
 	must(t, err)
 	must(t, m.Close(t.Context()))
+	neighbour, err := d.Start(t.Context(), l.spec(t, "conf-crash-neighbour", 215)) // is neither taken for a stray nor waited for
+	must(t, err)
+	_, err = drivertest.Open(neighbour).Ask(t.Context(), "GET", "/ticks", nil)
+	must(t, err)
 	before := l.count(t)
 	t.Run("crashes", func(t *testing.T) {
 		for i := range 14 {
@@ -119,6 +123,9 @@ func TestSweepAfterACrashAtAnyPoint(t *testing.T) {
 		}
 	})
 	l.settles(t, before)
+	_, err = drivertest.Open(neighbour).Ask(t.Context(), "GET", "/ticks", nil)
+	must(t, err)
+	must(t, neighbour.Close(t.Context()))
 }
 
 // Every process of a machine runs as a user of its own range, with seccomp and

@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"time"
@@ -56,7 +55,7 @@ func begin[M any](ctx context.Context, d *Driver, spec driver.Spec, make func(co
 func (d *Driver) undo(ctx context.Context, spec driver.Spec) {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
-	if err := errors.Join(d.killStrays(clean, spec.ID), d.release(clean, spec.ID, spec.Dir, hostproc.KeepDir)); err != nil {
+	if err := d.clear(clean, spec.ID, spec.Dir, hostproc.KeepDir); err != nil {
 		d.cfg.Log.Error("machine that did not start left something behind", "id", spec.ID, "error", err)
 	}
 }

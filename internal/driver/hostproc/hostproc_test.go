@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -234,28 +236,53 @@ func TestStraysAreKilledByTheirArguments(t *testing.T) {
 	_ = other.Wait()
 }
 
-// A process that executes one program after another has no arguments for a moment each time.
+// again makes this test program one that executes itself again and again, from a thread
+// that is not its first.
+const again = "HEARTH_TEST_EXECUTE_AGAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(again) != "" {
+		runtime.LockOSThread()
+		go func() {
+			runtime.LockOSThread() // another thread than the one above
+			_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+			os.Exit(1)
+		}()
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+// A process that executes one program after another has no arguments for a moment each time,
+// and no first thread when another one of its threads does it.
 func TestNoStrayIsMissedAsItExecutes(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "again")
 	if err := os.WriteFile(script, []byte("exec sh \"$0\""), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", script)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	its := func(args []string) bool { return args[len(args)-1] == script }
-	seen := 0
-	for range 200 {
-		pids, all, err := processes(its)
-		if err != nil || all && len(pids) == 0 {
-			t.Fatalf("missed (%v)", err)
-		}
-		seen += len(pids)
-	}
-	if seen == 0 {
-		t.Error("never seen with arguments")
+	for name, cmd := range map[string]*exec.Cmd{
+		"from its only thread":   exec.Command("sh", script),
+		"from one of its others": exec.Command("/proc/self/exe", script),
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), again + "=yes"}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+			its := func(args []string) bool { return args[len(args)-1] == script }
+			seen := 0
+			for range 200 {
+				pids, all, err := processes(its)
+				if err != nil || all && len(pids) == 0 {
+					t.Fatalf("missed (%v)", err)
+				}
+				seen += len(pids)
+			}
+			if seen == 0 {
+				t.Error("never seen with arguments")
+			}
+		})
 	}
 }
 

@@ -34,6 +34,7 @@ func KillStrays(ctx context.Context, theirs func(args []string) bool) error {
 		}
 		for _, pid := range pids {
 			_ = unix.Kill(pid, unix.SIGKILL)
+			began = time.Now()
 		}
 		select {
 		case <-ctx.Done():
@@ -69,9 +70,23 @@ func processes(wanted func(args []string) bool) (pids []int, all bool, err error
 
 // arguments are a process's, with a zero between each two; empty when none can be read. What has
 // ended has none, nor has what gave up the memory they were in, as processes of gVisor do that guests
-// run in.
+// run in. A process whose first thread has ended, as it does first when it is killed, and when another
+// thread executes a program, has those of the threads that still work.
 func arguments(pid int) string {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if args := readArguments(fmt.Sprintf("/proc/%d", pid)); args != "" {
+		return args
+	}
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, thread := range threads {
+		if args := readArguments(thread); args != "" {
+			return args
+		}
+	}
+	return ""
+}
+
+func readArguments(dir string) string {
+	raw, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil {
 		return ""
 	}
@@ -83,7 +98,8 @@ func arguments(pid int) string {
 // asked twice, as one may go on to the next program. What has ended, and threads of the kernel,
 // have no program.
 func executing(pid int) bool {
-	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	if _, err := os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return false
 	}
 	for range 2 {
@@ -91,7 +107,7 @@ func executing(pid int) bool {
 		if err != nil || s.zombie {
 			return false
 		}
-		if !s.filled || arguments(pid) != "" {
+		if !s.filled || readArguments(dir) != "" {
 			return true
 		}
 	}

@@ -10,8 +10,10 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +42,10 @@ func debianKernel(ctx context.Context, cache string) (kernel, modules string, er
 	defer unlock()
 	if _, err := os.Stat(kernel); err == nil {
 		return kernel, modules, nil
+	}
+	cut, _ := filepath.Glob(filepath.Join(cache, ".fetch-*")) // short by a crash: who fetches has the lock
+	for _, dir := range cut {
+		_ = os.RemoveAll(dir)
 	}
 	tmp, err := os.MkdirTemp(cache, ".fetch-")
 	if err != nil {
@@ -113,7 +119,10 @@ func fetchPackage(ctx context.Context, dir string) (string, error) {
 
 // tool runs a program of the host and returns what it says.
 func tool(ctx context.Context, dir, name string, args ...string) (string, error) {
+	runtime.LockOSThread() // whose end is the parent's to the kernel
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var stderr strings.Builder

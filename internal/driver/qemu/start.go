@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,7 +60,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, e
 	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		if err := errors.Join(d.killStrays(clean, spec.ID), d.release(clean, spec.ID, spec.Dir, hostproc.KeepDir)); err != nil {
+		if err := d.clear(clean, spec.ID, spec.Dir, hostproc.KeepDir); err != nil {
 			d.cfg.Log.Error("machine that did not start left something behind", "id", spec.ID, "error", err)
 		}
 		return nil, err

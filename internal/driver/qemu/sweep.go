@@ -78,11 +78,7 @@ func (d *Driver) Sweep(ctx context.Context, h driver.Handle) error {
 	if err := h.CheckSweep(); err != nil {
 		return err
 	}
-	err := d.killStrays(ctx, h.ID)
-	if err == nil {
-		err = d.release(ctx, h.ID, h.Dir, hostproc.RemoveDir)
-	}
-	if err != nil {
+	if err := d.clear(ctx, h.ID, h.Dir, hostproc.RemoveDir); err != nil {
 		return hearth.Wrap(hearth.Internal, err, "machine %s could not be swept", h.ID)
 	}
 	return nil
@@ -116,6 +112,15 @@ func (d *Driver) Purge() error {
 
 func (d *Driver) cgroup(id string) hostproc.Cgroup {
 	return hostproc.CgroupAt(filepath.Join(d.cfg.CgroupParent, id))
+}
+
+// clear is release of a machine that may have a launcher. While a process is left, so is
+// all else that is the machine's.
+func (d *Driver) clear(ctx context.Context, id, dir string, policy hostproc.DirPolicy) error {
+	if err := d.killStrays(ctx, id); err != nil {
+		return err
+	}
+	return d.release(ctx, id, dir, policy)
 }
 
 // release kills and removes what there is of a machine that has no launcher any
