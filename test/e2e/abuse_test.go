@@ -88,9 +88,7 @@ while True: x.append(b'x' * (16 << 20))"`, client.RunOptions{})
 		t.Fatalf("got %+v, %v; want the sandbox or the process to end", res, err)
 	}
 	eventually(t, "it is gone", func() bool { return s.status(t, sb.ID) == 404 })
-	if !s.logged(sb.ID, "out of memory") {
-		t.Error("the log does not say that it was out of memory")
-	}
+	eventually(t, "the log says that it was out of memory", func() bool { return s.logged(sb.ID, "out of memory") })
 	eventually(t, "nothing of the machine is left", func() bool { return len(leftOf(machine)) == 0 })
 }
 

@@ -460,7 +460,7 @@ func TestGrandchildHoldsTheStream(t *testing.T) {
 func TestBackPressure(t *testing.T) {
 	f := serve(t)
 	// Far more than a reader that does read is ever late.
-	f.svc.stall = 5 * time.Second
+	f.svc.stall = 20 * time.Second
 	_, pid := f.start(t.Context(), shell("exec cat /dev/zero")) // never read again
 	s, err := f.client.Connect(t.Context(), connect.NewRequest(&guestv1.ConnectRequest{Process: byPid(pid)}))
 	if err != nil {
