@@ -19,6 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"hearth/internal/netns/hostnet"
 )
 
 // The tests run in a network and mount namespace of their own, in which this
@@ -195,7 +197,7 @@ func cleaned(t testing.TB, change func(*Config)) *Manager {
 // noTrace fails if anything of a node is left on the host.
 func noTrace(t testing.TB, cfg Config) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := hostnet.Dumped(netlink.LinkList)
 	must(t, err)
 	for _, l := range links {
 		if n := l.Attrs().Name; n != "lo" && n != "up0" && n != "lan0" {

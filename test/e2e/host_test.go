@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"hearth/client"
+	"hearth/internal/netns/hostnet"
 )
 
 // client returns the Go SDK for the server.
@@ -73,7 +74,7 @@ func (s *server) tag() string {
 func (s *server) network(t *testing.T) []string {
 	t.Helper()
 	var found []string
-	links, err := netlink.LinkList()
+	links, err := hostnet.Dumped(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
