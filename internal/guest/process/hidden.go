@@ -53,7 +53,7 @@ func (h Hidden) Start(r *reap.Reaper) (*Running, error) {
 	p := &Running{child: child, output: s.stdout, copied: make(chan struct{})}
 	go func() {
 		defer close(p.copied)
-		_, _ = io.Copy(h.Output, &drainage{from: p})
+		_, _ = io.Copy(h.Output, &drainage{file: p.output, begun: &p.ended})
 	}()
 	return p, nil
 }
@@ -77,33 +77,11 @@ func (p *Running) Signal(sig syscall.Signal) error { return p.child.SignalGroup(
 func (p *Running) Wait() error {
 	end := endEvent(p.child.Status())
 	p.ended.Store(true)
-	_ = p.output.SetReadDeadline(time.Now().Add(drainQuiet)) // of a read that waits
+	_ = p.output.SetReadDeadline(time.Now().Add(drainQuiet)) // somebody else may hold the pipe
 	<-p.copied
 	_ = p.output.Close()
 	if end.GetExitCode() != 0 {
 		return errors.New(end.GetStatus())
 	}
 	return nil
-}
-
-// drainage reads what a process writes. When the process has ended somebody else may hold the
-// pipe: it reads on until nothing came for drainQuiet, or drainBytes did.
-type drainage struct {
-	from *Running
-	late int
-}
-
-func (d *drainage) Read(buf []byte) (int, error) {
-	ended := d.from.ended.Load()
-	if ended {
-		if d.late > drainBytes {
-			return 0, io.EOF
-		}
-		_ = d.from.output.SetReadDeadline(time.Now().Add(drainQuiet))
-	}
-	n, err := d.from.output.Read(buf)
-	if ended {
-		d.late += n
-	}
-	return n, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -163,22 +164,39 @@ func (p *proc) drain() {
 // pump hands on what comes out of f until its end, an error or the end of draining.
 func (p *proc) pump(f *os.File, size int, event func([]byte) *guestv1.ProcessEvent) {
 	buf := make([]byte, size)
-	drained := 0
+	from := drainage{file: f, begun: &p.draining}
 	for {
-		if p.draining.Load() {
-			_ = f.SetReadDeadline(time.Now().Add(drainQuiet))
-		}
-		n, err := f.Read(buf)
+		n, err := from.Read(buf)
 		if n > 0 {
 			p.publish(buf[:n], event)
-			if p.draining.Load() {
-				drained += n
-			}
 		}
-		if err != nil || drained > drainBytes {
+		if err != nil {
 			return
 		}
 	}
+}
+
+// drainage reads what a process writes until its end; once draining has begun, until nothing
+// came for drainQuiet, or drainBytes did. A read that waits then needs a deadline of its own.
+type drainage struct {
+	file  *os.File
+	begun *atomic.Bool
+	read  int // since then
+}
+
+func (d *drainage) Read(buf []byte) (int, error) {
+	begun := d.begun.Load()
+	if begun {
+		if d.read > drainBytes {
+			return 0, io.EOF
+		}
+		_ = d.file.SetReadDeadline(time.Now().Add(drainQuiet))
+	}
+	n, err := d.file.Read(buf)
+	if begun {
+		d.read += n
+	}
+	return n, err
 }
 
 // publish hands data to every subscriber and returns when all have taken it or left.

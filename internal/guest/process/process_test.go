@@ -460,8 +460,8 @@ func TestGrandchildHoldsTheStream(t *testing.T) {
 func TestBackPressure(t *testing.T) {
 	f := serve(t)
 	// Far more than a reader that does read is ever late.
-	f.svc.stall = 20 * time.Second
-	_, pid := f.start(t.Context(), shell("exec cat /dev/zero")) // never read again
+	f.svc.stall = 5 * time.Second
+	_, pid := f.start(t.Context(), shell("exec cat /dev/urandom")) // never read again; zeros would be compressed, and all fit in between
 	s, err := f.client.Connect(t.Context(), connect.NewRequest(&guestv1.ConnectRequest{Process: byPid(pid)}))
 	if err != nil {
 		t.Fatal(err)
